@@ -1,0 +1,33 @@
+"""minicpt: Context-aware Prompt Tuning (CPT, arXiv 2410.17222) and its family, small enough to read.
+
+Letters used everywhere: B batch rows, K shots (examples in the context), P prefix tokens, T query tokens,
+D embedding size, V vocabulary, C classes, L layers.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "model": ["CPTConfig", "PromptTuningConfig", "PromptTuningInit", "TaskType", "get_peft_model", "PeftModelForCausalLM"],
+    "embeddings": ["CPTEmbedding", "PromptEmbedding"],
+    "masks": ["Template", "Encoded", "encode", "build_context"],
+    "base_models": ["load_base"],
+    "data": ["load_task", "make_split"],
+    "methods": ["METHODS", "fit"],
+    "experiments": ["Cell", "Store", "run_cell", "run_grid"],
+    "errors": ["MiniCPTError"],
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    # lazy: `import minicpt` must not load torch, transformers or peft (a notebook pays seconds for each)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    raise AttributeError(f"module 'minicpt' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return __all__

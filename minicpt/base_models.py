@@ -1,0 +1,2 @@
+from pathlib import Path
+MICRO = Path(__file__).parent / "assets" / "micro"

@@ -1,0 +1,163 @@
+"""`PromptEmbedding` and `CPTEmbedding`: prompt tokens as embeddings, (*B P) indices -> (*B P D) vectors.
+
+Drop-in for PEFT's classes of the same names: same attributes, same numbers. Any object with PEFT's config fields will
+do as `config`; the classes here need torch alone.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .errors import MiniCPTError
+from .loss import label_loss
+from .masks import is_updated, tokenize
+from .projection import epsilon_scale, project, token_epsilon
+
+
+def rows_of(word_embeddings: nn.Module, ids: list[int]) -> Float[Tensor, "P D"]:
+    """Copy the word embeddings of `ids` in float32, (P, D); ids outside the vocabulary raise `MiniCPTError`."""
+    V = word_embeddings.weight.shape[0]
+    wrong = [i for i in ids if not 0 <= i < V]
+    if wrong:
+        raise MiniCPTError(
+            f"Token ids {wrong[:5]} are outside the model's vocabulary of {V} tokens; "
+            "tokenise the prompt with the tokenizer of this very model."
+        )
+    with torch.no_grad():  # through forward, not .weight: some models scale their embeddings there
+        return word_embeddings(torch.tensor(ids, device=word_embeddings.weight.device)).detach().clone().float()
+
+
+def _frozen(weight: Tensor) -> nn.Embedding:
+    return nn.Embedding.from_pretrained(weight, freeze=True)
+
+
+class PromptEmbedding(nn.Module):
+    """Soft prompt of prompt tuning: a trainable row per virtual token.
+
+    `config`: `num_virtual_tokens`, `num_transformer_submodules`, `token_dim`, `prompt_tuning_init` (RANDOM,
+    SAMPLE_VOCAB, TEXT) and, for TEXT, `prompt_tuning_init_text`, `tokenizer_name_or_path`, `tokenizer_kwargs`.
+    Input (batch, total virtual tokens) -> output (batch, total virtual tokens, token_dim).
+    Source: PEFT `PromptEmbedding`; unlike there, TEXT leaves the tokenizer's special tokens out.
+    """
+
+    def __init__(self, config, word_embeddings: nn.Module):
+        super().__init__()
+        P = config.num_virtual_tokens * config.num_transformer_submodules
+        init = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
+        self.embedding = nn.Embedding(P, config.token_dim)
+        if config.inference_mode or init == "RANDOM":
+            return  # inference: the values are about to be loaded
+        if init == "SAMPLE_VOCAB":
+            ids = torch.randint(0, word_embeddings.weight.shape[0], (P,)).tolist()
+        elif init == "TEXT":
+            ids = self._text_ids(config)
+            ids = (ids * (-(-P // len(ids))))[:P]  # repeat or cut to P tokens, as PEFT does
+        else:
+            raise MiniCPTError(f"prompt_tuning_init must be RANDOM, SAMPLE_VOCAB or TEXT, got {init!r}.")
+        self.embedding.weight = nn.Parameter(rows_of(word_embeddings, ids))
+
+    @staticmethod
+    def _text_ids(config) -> list[int]:
+        from transformers import AutoTokenizer
+
+        options = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **options)
+        ids = tokenize(tokenizer, [config.prompt_tuning_init_text])[0]
+        if not ids:
+            raise MiniCPTError("prompt_tuning_init_text holds no token; give a sentence, or use RANDOM.")
+        return ids
+
+    def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
+        return self.embedding(indices)
+
+    def _load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a saved prompt (PEFT's hook)."""
+        _check_width(self, state["prompt_embeddings"])
+        self.embedding.load_state_dict({"weight": state["prompt_embeddings"]})
+
+
+class CPTEmbedding(nn.Module):
+    """Context-aware prompt: frozen embeddings of the context plus a trainable delta inside a ball per token.
+
+    `config`: `cpt_token_ids`, `cpt_tokens_type_mask`, `opt_projection_epsilon`, `opt_projection_format_epsilon`,
+    `opt_weighted_loss_type`, `opt_loss_decay_factor`, `num_virtual_tokens`, `token_dim`; optional, ours:
+    `opt_epsilon_unit`, `opt_loss_reduction`, `opt_context_loss_weight`.
+    Input (batch, P) -> output (batch, P, token_dim). Sources: paper 3.2.2, PEFT `CPTEmbedding`.
+    """
+
+    def __init__(self, config, word_embeddings: nn.Module):
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        self.embedding = _frozen(rows_of(word_embeddings, list(config.cpt_token_ids)))
+        self.delta_embedding = nn.Embedding.from_pretrained(torch.zeros_like(self.embedding.weight), freeze=False)
+        types = torch.tensor(config.cpt_tokens_type_mask, device=self.embedding.weight.device)
+        self.register_buffer("types", types, persistent=False)
+        unit = getattr(config, "opt_epsilon_unit", "peft")
+        mean_norm = word_embeddings.weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
+        self.scale = epsilon_scale(unit, config.token_dim, mean_norm)
+        self._hook = None
+        self.set_updated_tokens()
+
+    def set_updated_tokens(self) -> None:
+        """Let gradients through to input and template tokens only; labels and separators stay put."""
+        if self._hook is not None:
+            self._hook.remove()
+        updated = is_updated(self.types)[:, None]
+        self._hook = self.delta_embedding.weight.register_hook(lambda grad: grad * updated.to(grad.device))
+
+    def get_epsilon(self) -> Float[Tensor, "P"]:
+        """Radius of each token's ball, (P,)."""
+        config = self.config
+        return token_epsilon(
+            self.types, config.opt_projection_epsilon, config.opt_projection_format_epsilon, self.scale
+        )
+
+    @torch.no_grad()
+    def get_projection(self) -> Float[Tensor, "P D"]:
+        """Delta with every row inside its ball, (P, D); nothing is changed."""
+        return project(self.delta_embedding.weight, self.get_epsilon().to(self.delta_embedding.weight))
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Pull delta back onto its balls, in place: what `train.py` calls right after the optimiser's step."""
+        self.delta_embedding.weight.copy_(self.get_projection())
+
+    def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
+        self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
+        return self.embedding(indices) + self.delta_embedding(indices)
+
+    @staticmethod
+    def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):
+        """Set `base_model_output.loss` from its logits (B, S, V), labels (B, S) and types (B, S); return it.
+
+        Source: PEFT `CPTEmbedding.calculate_loss`, same numbers for `opt_loss_reduction="mean"` (the default).
+        """
+        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
+        logits = base_model_output.logits
+        base_model_output.loss = label_loss(
+            logits,
+            labels.to(logits.device),
+            cpt_type_mask.to(logits.device),
+            decay,
+            getattr(config, "opt_loss_reduction", "mean"),
+            getattr(config, "opt_context_loss_weight", 1.0),
+        )
+        return base_model_output
+
+    @torch.no_grad()
+    def _load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a saved prompt (PEFT's hook): the file holds embedding + delta, the centre is ours already."""
+        saved = state["prompt_embeddings"]
+        _check_width(self, saved)
+        self.delta_embedding.weight.copy_(saved.to(self.embedding.weight) - self.embedding.weight)
+
+
+def _check_width(module: nn.Module, saved: Tensor) -> None:
+    expected = tuple(module.embedding.weight.shape)
+    if tuple(saved.shape) != expected:
+        raise MiniCPTError(
+            f"The saved prompt has shape {tuple(saved.shape)}, this model needs {expected} (virtual tokens, "
+            "embedding size); load it on the base model it was trained for."
+        )

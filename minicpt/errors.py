@@ -1,0 +1,21 @@
+"""What goes wrong, in words: every error says what was wrong, what is valid and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MiniCPTError(ValueError):
+    """Base of the errors that a user of minicpt can mend; the message says how."""
+
+
+class TrainingDiverged(MiniCPTError):
+    """The training loss became NaN or infinite; the message names the step and the learning rate."""
+
+
+def unknown(kind: str, name: object, valid: Iterable[str]) -> MiniCPTError:
+    """Build the error for a name that does not exist: the valid ones are listed, the nearest first."""
+    valid = list(valid)
+    near = difflib.get_close_matches(str(name), valid, n=len(valid) or 1, cutoff=0.4)
+    ordered = near + [v for v in valid if v not in near]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return MiniCPTError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(ordered)}.")

@@ -1,0 +1,267 @@
+"""Results -> tables: one row a cell, then a mean and its uncertainty a group, then the table people read.
+
+    results (list of dicts) ─ frame ─ summary ─ wide ─ to_text / to_markdown / to_latex
+                                    └ paired: difference to ICL on the same splits
+
+Accuracies are fractions in the results and in `frame`, percent from `summary` on, percentage points in `paired`.
+"""
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+METHODS = {  # slug -> name, in reading order
+    "zero": "zero-shot", "icl": "ICL", "pt": "PT", "ipt": "IPT", "lora": "LoRA", "cpt": "CPT",
+    "pt_instr": "PT†", "ipt_instr": "IPT†", "cpt_instr": "CPT†", "cpt_paper_eps": "CPT (paper's ε)"}
+DATASETS = ["sst2", "ag_news", "trec", "dbpedia", "set_cls"]  # the paper's, in reading order
+KEYS = ["model", "dataset", "method", "shots"]  # one row of a table
+CELL = ["model", "dataset", "labels", "method", "shots", "seed"]  # one result
+
+
+def frame(results):
+    """One row a result: model, dataset, labels, method, shots, seed, accuracy, accuracy_calibrated, seconds.
+
+    Accuracies are fractions; seconds is fitting plus scoring. ValueError when there is no result, or when two results
+    are the same cell (two learning rates, say): averaged as if they were two seeds they would narrow the interval.
+    """
+    if not results:
+        raise ValueError("no results to tabulate: compute some cells first, or check the results folder")
+    table = pd.DataFrame([{**{key: result["config"][key] for key in CELL},
+                           "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
+                           "seconds": result["seconds"]["fit"] + result["seconds"]["score"]} for result in results])
+    twice = table[table.duplicated(CELL)]
+    if len(twice):
+        raise ValueError(f"two results for the cell {twice.iloc[0][CELL].to_dict()}: their configs differ in another "
+                         "field; keep the results of one table and one setting")
+    table = table.astype({"accuracy": float, "accuracy_calibrated": float, "seconds": float})
+    return table.sort_values(CELL, key=_rank, ignore_index=True)
+
+
+def interval(values):
+    """Mean, standard deviation (ddof=1) and the ends of a 95 % interval of the mean, in the unit of the values.
+
+    t interval below 10 values, percentile bootstrap (10,000 resamples, fixed seed) from 10; one value has a mean and
+    no spread (NaN). ValueError for no values or for one that is not finite.
+    """
+    x = np.sort(np.asarray(list(values), dtype=float))  # sorted: seeds in another order give the same resamples
+    if not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"an interval needs one or more finite numbers, got {list(x)}")
+    if len(x) == 1:
+        return float(x[0]), math.nan, math.nan, math.nan
+    mean, std = float(x.mean()), float(x.std(ddof=1))
+    if len(x) < 10:
+        return mean, std, *_around(mean, std / math.sqrt(len(x)), len(x))
+    resampled = np.random.default_rng(0).choice(x, (10_000, len(x))).mean(axis=1)
+    return mean, std, *np.quantile(resampled, [0.025, 0.975]).tolist()
+
+
+def prediction_interval(values):
+    """Ends of the 95 % t interval for one new observation; NaN from a single value.
+
+    This, not the interval of the mean, judges a published single number: such a number has a spread of its own.
+    """
+    values = list(values)
+    mean, std, _, _ = interval(values)
+    return _around(mean, std * math.sqrt(1 + 1 / len(values)), len(values))
+
+
+def _around(mean, error, n):
+    half = float(stats.t.ppf(0.975, n - 1)) * error  # NaN for n = 1
+    return mean - half, mean + half
+
+
+def summary(results, score="accuracy", published=None):
+    """One row a (model, dataset, method, shots), in percent, with the published number beside ours where there is one.
+
+    Columns: model, dataset, method, shots, mean, std, ci_low, ci_high, n_seeds, reported, reported_source. `score` is
+    accuracy or accuracy_calibrated (results without it are left out); `published` is what `load_published` returns. A
+    trailing * on a dataset means arbitrary labels: another task than the published one, so nothing is reported there.
+    """
+    if score not in ("accuracy", "accuracy_calibrated"):
+        raise ValueError(f"unknown score {score!r}: use 'accuracy' or 'accuracy_calibrated'")
+    table = _starred(frame(results)).dropna(subset=score)
+    if table.empty:
+        raise ValueError(f"no result has the score {score!r}: use the other score, or recompute the cells")
+    known, rows = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}, []
+    for (*keys, labels), group in table.groupby([*KEYS, "labels"]):
+        cell = known.get(tuple(keys)) if labels == "canonical" else None
+        reported = (cell["value"], f"{cell['source']} ({cell['evidence']})") if cell else (math.nan, "")
+        rows.append([*keys, *interval(100 * group[score]), len(group), *reported])
+    columns = [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"]
+    return _ordered(pd.DataFrame(rows, columns=columns))
+
+
+def paired(results, baseline="icl"):
+    """Mean accuracy difference to the baseline on the same seeds, in percentage points, with its 95 % interval.
+
+    Columns: model, dataset, method, shots, difference, ci_low, ci_high, n (seeds both have). Pairing removes what the
+    splits share, so it sees differences that the two separate intervals hide. Zero-shot has no split and is left out.
+    ValueError when a method has no seed in common with the baseline, or when a seed's two splits are not the same.
+    """
+    table = frame(results)
+    table = table[table.method != "zero"]
+    is_base, same = table.method == baseline, ["model", "dataset", "labels", "shots", "seed"]
+    both = table[~is_base].merge(table.loc[is_base, [*same, "accuracy"]], on=same, how="left", suffixes=("", "_base"))
+    alone = both.groupby(KEYS).accuracy_base.count().loc[lambda pairs: pairs == 0]
+    if both.empty or len(alone):
+        where = f"for {dict(zip(KEYS, alone.index[0]))}" if len(alone) else "to compare with another method"
+        raise ValueError(f"no {baseline!r} result on the same seeds {where}: compute it, or leave the method out")
+    both = both.dropna(subset="accuracy_base")
+    splits = {tuple(result["config"][key] for key in CELL): result.get("split_sha256") for result in results}
+    for row in both[CELL].to_dict("records"):
+        if splits[tuple(row.values())] != splits[tuple({**row, "method": baseline}.values())]:
+            raise ValueError(f"{row} and its {baseline!r} saw different splits: recompute the older of the two")
+    both["difference"] = 100 * (both.accuracy - both.accuracy_base)
+    rows = []
+    for keys, group in _starred(both).groupby(KEYS):
+        mean, _, low, high = interval(group.difference)
+        rows.append([*keys, mean, low, high, len(group)])
+    return _ordered(pd.DataFrame(rows, columns=[*KEYS, "difference", "ci_low", "ci_high", "n"]))
+
+
+def wide(summary, best="**{}**"):
+    """The table people read: rows (model, shots, method), a column a dataset, cells "61.2 ±4.1" (mean ± std, percent).
+
+    The best mean of a column within one model and number of shots is wrapped in `best`, ties to the shown decimal too.
+    `mean` averages the datasets without * and stays empty where a method misses one. Zero-shot: shots 0, once.
+    """
+    def pivot(values):
+        table = summary.pivot(index=["model", "shots", "method"], columns="dataset", values=values)
+        return table.sort_index(key=_rank).sort_index(axis=1, key=_rank)
+    means, stds = pivot("mean"), pivot("std")
+    plain = [name for name in means if not name.endswith("*")]
+    if len(plain) > 1:
+        means.insert(len(plain), "mean", means[plain].mean(axis=1, skipna=False))
+    shown = means.map(lambda mean: float(f"{mean:.1f}"))
+    rivals = shown.groupby(level=["model", "shots"])
+    is_best = shown.eq(rivals.transform("max")) & (rivals.transform("count") > 1)
+
+    def text(row, column):
+        mean, std = means.at[row, column], stds.at[row, column] if column in stds else math.nan
+        cell = "" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ±{std:.1f}"
+        return best.format(cell) if is_best.at[row, column] else cell
+    table = pd.DataFrame({column: [text(row, column) for row in means.index] for column in means}, index=means.index)
+    return table.rename(index=lambda method: METHODS.get(method, method), level="method")
+
+
+def to_text(summary):
+    """The wide table for a terminal: 5 datasets in 100 columns, a block a number of shots, the best marked with <."""
+    parts = []
+    for model, rows in summary.groupby("model"):
+        table = wide(rows, best="{} <").droplevel("model")
+        table = table.apply(lambda column: column.str.ljust(column.str.len().max()))
+        lines = table.to_string(justify="left", line_width=120).splitlines()
+        parts.append("\n".join([model, *("\n" + line if line[:1].isdigit() else line for line in lines)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_markdown(summary, title, notes):
+    """The wide table of each model in Markdown, how to read it, and our numbers beside the published ones, if any."""
+    fewest, most = summary.n_seeds.min(), summary.n_seeds.max()
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    parts = [f"# {title}", notes, f"Accuracy in percent, mean ±std (seeds: {seeds}); the best of a column is bold for each "
+             "number of shots; `*` after a dataset: arbitrary labels; `mean`: over the datasets without `*`."]
+    for model, rows in summary.groupby("model"):
+        parts += [f"## {model}", _pipes(wide(rows).droplevel("model").reset_index())]
+    if summary.reported.notna().any():
+        parts += ["## Beside published numbers", "A published number inside the interval of one new observation of ours is "
+                  "no contradiction; a wide interval is no agreement.", _pipes(_beside(summary))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _beside(summary):
+    rows = []
+    for row in summary[summary.reported.notna()].itertuples():
+        low, high = _around(row.mean, row.std * math.sqrt(1 + 1 / row.n_seeds), row.n_seeds)
+        inside = "yes" if low <= row.reported <= high else "no"
+        judged = ["one seed", "-"] if math.isnan(low) else [f"{max(low, 0):.1f} to {min(high, 100):.1f}", inside]
+        rows.append([row.model, row.dataset, METHODS.get(row.method, row.method), row.shots, f"{row.mean:.1f}", *judged,
+                     f"{row.reported:.2f}", row.reported_source])
+    return pd.DataFrame(rows, columns=[*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"])
+
+
+def _pipes(table):
+    lines = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def to_latex(summary):
+    r"""The wide table as a LaTeX tabular for \usepackage{booktabs}."""
+    table = wide(summary, best=r"\textbf{{{}}}").reset_index()
+    special = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$^\dagger$",
+                             "ε": r"$\varepsilon$"})
+
+    def line(cells):
+        return " & ".join(str(cell).translate(special) for cell in cells) + r" \\"
+    lines = [rf"\begin{{tabular}}{{{'l' * table.shape[1]}}}", r"\toprule", line(table.columns)]
+    for _, block in table.groupby(["model", "shots"]):
+        lines += [r"\midrule", *map(line, block.to_numpy())]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def write(results, folder, title, notes):
+    """Write table.csv (the summary) and table.md into folder, each whole or not at all; return {suffix: path}."""
+    folder, table = Path(folder), summary(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"csv": table.to_csv(index=False, float_format="%.4f"), "md": to_markdown(table, title, notes)}
+    paths = {suffix: folder / f"table.{suffix}" for suffix in texts}
+    for suffix, path in paths.items():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(texts[suffix], encoding="utf-8")
+        os.replace(temporary, path)
+    return paths
+
+
+def load_published(path=None):
+    """Read and check published.json: sources, evidence, cells (percent), statements, ablations.
+
+    ValueError names the entry, what is valid and what to do: a missing key, an unknown name, a value outside 0..100,
+    the same cell twice.
+    """
+    path = Path(path or Path(__file__).parent / "assets" / "published.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    parts = {"cells": [*KEYS, "value", "std", "n"], "statements": ["text"], "ablations": ["rows"]}
+
+    def require(fine, entry, problem, remedy):
+        if not fine:
+            raise ValueError(f"{path.name}, {entry}: {problem}; {remedy}")
+
+    def complete(entry, keys, name):
+        missing = [key for key in keys if key not in entry]
+        require(not missing, name, f"no {', '.join(missing)}", f"add it: all of {', '.join(keys)} are needed")
+
+    complete(data, ["sources", "evidence", *parts], "the file")
+    valid = {"source": data["sources"], "evidence": data["evidence"], "dataset": DATASETS, "method": METHODS}
+    for part, name, entry in [(part, f"{part}[{i}]", entry) for part in parts for i, entry in enumerate(data[part])]:
+        complete(entry, [*parts[part], "source", "evidence"], name)
+        for key in valid.keys() & entry.keys():
+            require(entry[key] in valid[key], name, f"unknown {key} {entry[key]!r}", f"use {', '.join(valid[key])}")
+    seen = {}
+    for i, cell in enumerate(data["cells"]):
+        fine = type(cell["value"]) in (int, float) and 0 <= cell["value"] <= 100
+        require(fine, f"cells[{i}]", f"value {cell['value']!r} is no percentage", "give a number from 0 to 100")
+        first = seen.setdefault(tuple(cell[key] for key in KEYS), i)
+        require(first == i, f"cells[{i}]", f"the same cell as cells[{first}]", "keep the one with the better evidence")
+    return data
+
+
+def _starred(table):
+    """The table with arbitrary-label variants named dataset*; set_cls has no other labels and keeps its name."""
+    star = (table.labels == "arbitrary") & (table.dataset != "set_cls")
+    return table.assign(dataset=table.dataset.where(~star, table.dataset + "*"))
+
+
+def _ordered(table):
+    """Rows with the methods next to each other: they are what one compares."""
+    return table.sort_values(["model", "dataset", "shots", "method"], key=_rank, ignore_index=True)
+
+
+def _rank(column):
+    """Sort key: datasets (those with * last) and methods in reading order, unknown ones after, all else by value."""
+    order = {"dataset": DATASETS, "method": list(METHODS)}.get(column.name)
+    place = {name: f"{i:02d}" for i, name in enumerate(order or [])}
+    return column.map(lambda x: f"{x.endswith('*'):d}{place.get(x.rstrip('*'), x)}") if order else column

@@ -1,0 +1,27 @@
+"""Everything offline and single-threaded; the core's shape annotations are checked by beartype."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TQDM_DISABLE"] = "1"
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook([f"minicpt.{m}" for m in ("masks", "projection", "loss", "embeddings")], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    """A tiny random GPT-2: dropout off, 60 tokens, 16 dimensions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0,
+                        embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
