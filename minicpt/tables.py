@@ -1,23 +1,21 @@
-"""Results -> tables: one row a cell, then a mean and its uncertainty a group, then the table people read.
-
-    results (list of dicts) ─ frame ─ summary ─ wide ─ to_text / to_markdown / to_latex
-                                    └ paired: difference to ICL on the same splits
+"""Results -> tables: frame (a row a cell) -> summary (mean, uncertainty) -> wide (what people read); paired beside it.
 
 Accuracies are fractions in the results and in `frame`, percent from `summary` on, percentage points in `paired`.
 """
+
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-METHODS = {  # slug -> name, in reading order
-    "zero": "zero-shot", "icl": "ICL", "pt": "PT", "ipt": "IPT", "lora": "LoRA", "cpt": "CPT",
-    "pt_instr": "PT†", "ipt_instr": "IPT†", "cpt_instr": "CPT†", "cpt_paper_eps": "CPT (paper's ε)"}
-DATASETS = ["sst2", "ag_news", "trec", "dbpedia", "set_cls"]  # the paper's, in reading order
+from . import methods
+from .data import TASKS as DATASETS
+from .experiments import write_atomically
+
+METHODS = {slug: method.title for slug, method in methods.METHODS.items()}  # in reading order
 KEYS = ["model", "dataset", "method", "shots"]  # one row of a table
 CELL = ["model", "dataset", "labels", "method", "shots", "seed"]  # one result
 
@@ -33,12 +31,11 @@ def frame(results):
     table = pd.DataFrame([{**{key: result["config"][key] for key in CELL},
                            "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
                            "seconds": result["seconds"]["fit"] + result["seconds"]["score"]} for result in results])
-    twice = table[table.duplicated(CELL)]
-    if len(twice):
-        raise ValueError(f"two results for the cell {twice.iloc[0][CELL].to_dict()}: their configs differ in another "
-                         "field; keep the results of one table and one setting")
-    table = table.astype({"accuracy": float, "accuracy_calibrated": float, "seconds": float})
-    return table.sort_values(CELL, key=_rank, ignore_index=True)
+    for cell in table[table.duplicated(CELL)][CELL].to_dict("records"):
+        raise ValueError(f"two results for the cell {cell}: their configs differ in another field; "
+                         "keep the results of one table and one setting")
+    numbers = dict.fromkeys(["accuracy", "accuracy_calibrated", "seconds"], float)
+    return table.astype(numbers).sort_values(CELL, key=_rank, ignore_index=True)
 
 
 def interval(values):
@@ -47,7 +44,7 @@ def interval(values):
     t interval below 10 values, percentile bootstrap (10,000 resamples, fixed seed) from 10; one value has a mean and
     no spread (NaN). ValueError for no values or for one that is not finite.
     """
-    x = np.sort(np.asarray(list(values), dtype=float))  # sorted: seeds in another order give the same resamples
+    x = np.sort(np.asarray(values, dtype=float))  # sorted: seeds in another order give the same resamples
     if not len(x) or not np.isfinite(x).all():
         raise ValueError(f"an interval needs one or more finite numbers, got {list(x)}")
     if len(x) == 1:
@@ -64,9 +61,8 @@ def prediction_interval(values):
 
     This, not the interval of the mean, judges a published single number: such a number has a spread of its own.
     """
-    values = list(values)
-    mean, std, _, _ = interval(values)
-    return _around(mean, std * math.sqrt(1 + 1 / len(values)), len(values))
+    (mean, std, _, _), n = interval(values), len(values)
+    return _around(mean, std * math.sqrt(1 + 1 / n), n)
 
 
 def _around(mean, error, n):
@@ -81,34 +77,32 @@ def summary(results, score="accuracy", published=None):
     accuracy or accuracy_calibrated (results without it are left out); `published` is what `load_published` returns. A
     trailing * on a dataset means arbitrary labels: another task than the published one, so nothing is reported there.
     """
-    if score not in ("accuracy", "accuracy_calibrated"):
-        raise ValueError(f"unknown score {score!r}: use 'accuracy' or 'accuracy_calibrated'")
-    table = _starred(frame(results)).dropna(subset=score)
-    if table.empty:
-        raise ValueError(f"no result has the score {score!r}: use the other score, or recompute the cells")
-    known, rows = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}, []
-    for (*keys, labels), group in table.groupby([*KEYS, "labels"]):
+    table = _starred(frame(results))
+    if score not in ("accuracy", "accuracy_calibrated") or table[score].isna().all():
+        raise ValueError(f"no result has the score {score!r}: use accuracy or accuracy_calibrated, or recompute")
+    known = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}
+    rows = []
+    for (*keys, labels), group in table.dropna(subset=score).groupby([*KEYS, "labels"]):
         cell = known.get(tuple(keys)) if labels == "canonical" else None
         reported = (cell["value"], f"{cell['source']} ({cell['evidence']})") if cell else (math.nan, "")
         rows.append([*keys, *interval(100 * group[score]), len(group), *reported])
-    columns = [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"]
-    return _ordered(pd.DataFrame(rows, columns=columns))
+    return _ordered(rows, [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"])
 
 
 def paired(results, baseline="icl"):
     """Mean accuracy difference to the baseline on the same seeds, in percentage points, with its 95 % interval.
 
-    Columns: model, dataset, method, shots, difference, ci_low, ci_high, n (seeds both have). Pairing removes what the
-    splits share, so it sees differences that the two separate intervals hide. Zero-shot has no split and is left out.
+    Columns: model, dataset, method, shots, difference, std, ci_low, ci_high, n (seeds both have). Pairing removes what
+    the splits share, so it sees differences that two separate intervals hide. Zero-shot has no split: it is left out.
     ValueError when a method has no seed in common with the baseline, or when a seed's two splits are not the same.
     """
     table = frame(results)
     table = table[table.method != "zero"]
     is_base, same = table.method == baseline, ["model", "dataset", "labels", "shots", "seed"]
     both = table[~is_base].merge(table.loc[is_base, [*same, "accuracy"]], on=same, how="left", suffixes=("", "_base"))
-    alone = both.groupby(KEYS).accuracy_base.count().loc[lambda pairs: pairs == 0]
-    if both.empty or len(alone):
-        where = f"for {dict(zip(KEYS, alone.index[0]))}" if len(alone) else "to compare with another method"
+    pairs = _starred(both).groupby(KEYS).accuracy_base.count()
+    if both.empty or not pairs.all():
+        where = f"as {' / '.join(map(str, pairs.idxmin()))}" if len(pairs) else "as another method"
         raise ValueError(f"no {baseline!r} result on the same seeds {where}: compute it, or leave the method out")
     both = both.dropna(subset="accuracy_base")
     splits = {tuple(result["config"][key] for key in CELL): result.get("split_sha256") for result in results}
@@ -116,23 +110,18 @@ def paired(results, baseline="icl"):
         if splits[tuple(row.values())] != splits[tuple({**row, "method": baseline}.values())]:
             raise ValueError(f"{row} and its {baseline!r} saw different splits: recompute the older of the two")
     both["difference"] = 100 * (both.accuracy - both.accuracy_base)
-    rows = []
-    for keys, group in _starred(both).groupby(KEYS):
-        mean, _, low, high = interval(group.difference)
-        rows.append([*keys, mean, low, high, len(group)])
-    return _ordered(pd.DataFrame(rows, columns=[*KEYS, "difference", "ci_low", "ci_high", "n"]))
+    rows = [[*keys, *interval(group.difference), len(group)] for keys, group in _starred(both).groupby(KEYS)]
+    return _ordered(rows, [*KEYS, "difference", "std", "ci_low", "ci_high", "n"])
 
 
 def wide(summary, best="**{}**"):
     """The table people read: rows (model, shots, method), a column a dataset, cells "61.2 ±4.1" (mean ± std, percent).
 
     The best mean of a column within one model and number of shots is wrapped in `best`, ties to the shown decimal too.
-    `mean` averages the datasets without * and stays empty where a method misses one. Zero-shot: shots 0, once.
+    `mean` averages the datasets without * and stays empty where a method misses one. Zero-shot stands alone at shots 0.
     """
-    def pivot(values):
-        table = summary.pivot(index=["model", "shots", "method"], columns="dataset", values=values)
-        return table.sort_index(key=_rank).sort_index(axis=1, key=_rank)
-    means, stds = pivot("mean"), pivot("std")
+    table = summary.pivot(index=["model", "shots", "method"], columns="dataset", values=["mean", "std"])
+    means, stds = table["mean"].sort_index(key=_rank).sort_index(axis=1, key=_rank), table["std"]
     plain = [name for name in means if not name.endswith("*")]
     if len(plain) > 1:
         means.insert(len(plain), "mean", means[plain].mean(axis=1, skipna=False))
@@ -144,33 +133,32 @@ def wide(summary, best="**{}**"):
         mean, std = means.at[row, column], stds.at[row, column] if column in stds else math.nan
         cell = "" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ±{std:.1f}"
         return best.format(cell) if is_best.at[row, column] else cell
-    table = pd.DataFrame({column: [text(row, column) for row in means.index] for column in means}, index=means.index)
-    return table.rename(index=lambda method: METHODS.get(method, method), level="method")
+    cells = pd.DataFrame({column: [text(row, column) for row in means.index] for column in means}, index=means.index)
+    return cells.rename(index=lambda method: METHODS.get(method, method), level="method")
 
 
 def to_text(summary):
     """The wide table for a terminal: 5 datasets in 100 columns, a block a number of shots, the best marked with <."""
     parts = []
     for model, rows in summary.groupby("model"):
-        table = wide(rows, best="{} <").droplevel("model")
-        table = table.apply(lambda column: column.str.ljust(column.str.len().max()))
+        table = wide(rows, best="{} <").droplevel("model").apply(lambda cells: cells.str.ljust(cells.str.len().max()))
         lines = table.to_string(justify="left", line_width=120).splitlines()
         parts.append("\n".join([model, *("\n" + line if line[:1].isdigit() else line for line in lines)]))
     return "\n\n".join(parts) + "\n"
 
 
 def to_markdown(summary, title, notes):
-    """The wide table of each model in Markdown, how to read it, and our numbers beside the published ones, if any."""
-    fewest, most = summary.n_seeds.min(), summary.n_seeds.max()
-    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    parts = [f"# {title}", notes, f"Accuracy in percent, mean ±std (seeds: {seeds}); the best of a column is bold for each "
-             "number of shots; `*` after a dataset: arbitrary labels; `mean`: over the datasets without `*`."]
+    """The wide table of each model in Markdown, our numbers beside published ones; notes: a list of paragraphs."""
+    seeds = " to ".join(map(str, sorted({summary.n_seeds.min(), summary.n_seeds.max()})))
+    parts = [f"# {title}", *notes, f"Accuracy in percent, mean ±std (seeds: {seeds}); the best of a column is bold for "
+             "each number of shots; `*` after a dataset: arbitrary labels; `mean`: over the datasets without `*`."]
     for model, rows in summary.groupby("model"):
-        parts += [f"## {model}", _pipes(wide(rows).droplevel("model").reset_index())]
+        table = wide(rows).droplevel("model").reset_index()
+        parts += [f"## {model}", _pipes(table.columns, table.to_numpy())]
     if summary.reported.notna().any():
-        parts += ["## Beside published numbers", "A published number inside the interval of one new observation of ours is "
-                  "no contradiction; a wide interval is no agreement.", _pipes(_beside(summary))]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts += ["## Beside published numbers", "Inside the interval for one new observation of ours is no "
+                  "contradiction, a wide interval no agreement. Sources: `assets/published.json`.", _beside(summary)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _beside(summary):
@@ -181,22 +169,20 @@ def _beside(summary):
         judged = ["one seed", "-"] if math.isnan(low) else [f"{max(low, 0):.1f} to {min(high, 100):.1f}", inside]
         rows.append([row.model, row.dataset, METHODS.get(row.method, row.method), row.shots, f"{row.mean:.1f}", *judged,
                      f"{row.reported:.2f}", row.reported_source])
-    return pd.DataFrame(rows, columns=[*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"])
+    return _pipes([*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"], rows)
 
 
-def _pipes(table):
-    lines = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def _pipes(header, rows):
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def to_latex(summary):
     r"""The wide table as a LaTeX tabular for \usepackage{booktabs}."""
     table = wide(summary, best=r"\textbf{{{}}}").reset_index()
-    special = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$^\dagger$",
-                             "ε": r"$\varepsilon$"})
+    special = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "†": r"$^\dagger$", "ε": r"$\varepsilon$"}
 
     def line(cells):
-        return " & ".join(str(cell).translate(special) for cell in cells) + r" \\"
+        return " & ".join(str(cell).translate(str.maketrans(special)) for cell in cells) + r" \\"
     lines = [rf"\begin{{tabular}}{{{'l' * table.shape[1]}}}", r"\toprule", line(table.columns)]
     for _, block in table.groupby(["model", "shots"]):
         lines += [r"\midrule", *map(line, block.to_numpy())]
@@ -206,25 +192,17 @@ def to_latex(summary):
 def write(results, folder, title, notes):
     """Write table.csv (the summary) and table.md into folder, each whole or not at all; return {suffix: path}."""
     folder, table = Path(folder), summary(results)
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {"csv": table.to_csv(index=False, float_format="%.4f"), "md": to_markdown(table, title, notes)}
-    paths = {suffix: folder / f"table.{suffix}" for suffix in texts}
-    for suffix, path in paths.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(texts[suffix], encoding="utf-8")
-        os.replace(temporary, path)
-    return paths
+    for suffix, text in texts.items():
+        write_atomically(folder / f"table.{suffix}", text)
+    return {suffix: folder / f"table.{suffix}" for suffix in texts}
 
 
 def load_published(path=None):
-    """Read and check published.json: sources, evidence, cells (percent), statements, ablations.
-
-    ValueError names the entry, what is valid and what to do: a missing key, an unknown name, a value outside 0..100,
-    the same cell twice.
-    """
+    """Read published.json; ValueError for a missing key, an unknown name, a value outside 0..100 or a cell twice."""
     path = Path(path or Path(__file__).parent / "assets" / "published.json")
     data = json.loads(path.read_text(encoding="utf-8"))
-    parts = {"cells": [*KEYS, "value", "std", "n"], "statements": ["text"], "ablations": ["rows"]}
+    parts = {"cells": [*KEYS, "value", "std", "n"], "statements": ["text"], "ablations": ["rows"]}  # needed keys
 
     def require(fine, entry, problem, remedy):
         if not fine:
@@ -236,7 +214,8 @@ def load_published(path=None):
 
     complete(data, ["sources", "evidence", *parts], "the file")
     valid = {"source": data["sources"], "evidence": data["evidence"], "dataset": DATASETS, "method": METHODS}
-    for part, name, entry in [(part, f"{part}[{i}]", entry) for part in parts for i, entry in enumerate(data[part])]:
+    for part, i in [(part, i) for part in parts for i in range(len(data[part]))]:
+        entry, name = data[part][i], f"{part}[{i}]"
         complete(entry, [*parts[part], "source", "evidence"], name)
         for key in valid.keys() & entry.keys():
             require(entry[key] in valid[key], name, f"unknown {key} {entry[key]!r}", f"use {', '.join(valid[key])}")
@@ -255,9 +234,10 @@ def _starred(table):
     return table.assign(dataset=table.dataset.where(~star, table.dataset + "*"))
 
 
-def _ordered(table):
-    """Rows with the methods next to each other: they are what one compares."""
-    return table.sort_values(["model", "dataset", "shots", "method"], key=_rank, ignore_index=True)
+def _ordered(rows, columns):
+    """A table with the methods next to each other: they are what one compares."""
+    order = ["model", "dataset", "shots", "method"]
+    return pd.DataFrame(rows, columns=columns).sort_values(order, key=_rank, ignore_index=True)
 
 
 def _rank(column):

@@ -25,3 +25,17 @@ def gpt2():
     config = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0,
                         embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
     return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def random_base():
+    """A random Llama with the micro model's tokenizer: for mechanics, where what it has learned does not matter."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from minicpt.base_models import MICRO, BaseModel
+
+    tokenizer = AutoTokenizer.from_pretrained(MICRO)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, max_position_embeddings=512, initializer_range=0.2)  # fmt: skip
+    return BaseModel("random", LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "random")

@@ -1,0 +1,67 @@
+# Two commands do everything, set-up included: `make reproduce` and `make test`.
+# An active conda environment is used as it is; otherwise a .venv is made here.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+DATA ?= micro
+DATA_DIR ?=
+WORKERS ?= 2
+ifneq ($(CONDA_PREFIX),)
+  BIN := $(CONDA_PREFIX)/bin
+  STAMP := $(CONDA_PREFIX)/.minicpt-installed
+else
+  BIN := .venv/bin
+  STAMP := .venv/.minicpt-installed
+endif
+PYTHON := $(BIN)/python
+
+# one thread a process: on small models more threads cost time; parallelism is over processes
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup reproduce test quick lab check-install notebooks clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(STAMP)  ## install everything into .venv or the active conda environment
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@test -x $(PYTHON) || python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "minicpt needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)." >&2; exit 1; }
+	@test -x $(PYTHON) || python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(if $(CONDA_PREFIX),,-c .ci/constraints.txt) -e '.[test]'
+	@touch $@
+
+ifeq ($(DATA),real)
+reproduce: OUT := results/few_shot_real
+reproduce: GRID := --data real $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --datasets sst2 ag_news dbpedia trec \
+  --methods icl pt cpt --seeds 1 --n-test 100
+else
+reproduce: OUT := results/few_shot
+reproduce: GRID :=
+endif
+reproduce: setup  ## the few-shot table on the embedded model (DATA=real DATA_DIR=folder: on real data)
+	$(PYTHON) -m minicpt table --workers $(WORKERS) --out $(OUT) --report $(GRID)
+
+test: setup  ## all tests, notebooks included, offline
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120 notebooks/*.ipynb
+
+quick: setup  ## the tests without the slow ones and without notebooks
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
+
+lab: setup  ## open JupyterLab at notebook 00
+	$(PYTHON) -m jupyter lab notebooks/00_start_here.ipynb
+
+check-install: setup  ## versions, device, one forward pass, one CPT step
+	$(PYTHON) -m minicpt check-install
+
+notebooks: setup  ## execute all master notebooks anew, outputs included
+	HF_HUB_OFFLINE=1 $(PYTHON) data_scripts/build_notebooks.py
+
+clean:  ## remove results and caches, keep .venv
+	rm -rf results .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,195 @@
+"""Command line: `python -m minicpt table | cell | tasks | models | check-install`."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .errors import MiniCPTError
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def table(args) -> int:
+    """Fill the store with the few-shot table, then write table, figures and report."""
+    from . import experiments, tables
+
+    options = dict(
+        model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
+        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
+    )  # fmt: skip
+    cells = experiments.grid(args.datasets, args.methods, args.shots, range(args.seeds), **options)
+    store = experiments.Store(args.out)
+    missing = sum(store.get(cell) is None for cell in cells)
+    print(f"{len(cells)} cells, {len(cells) - missing} already in {args.out}, {missing} to compute.")
+    started = time.perf_counter()
+    try:
+        failures = experiments.run_grid(cells, store, args.workers)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
+        return 130
+    if missing:
+        print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
+    else:
+        print("Nothing to compute: every cell is in the store.")
+    results = [result for cell in cells if (result := store.get(cell))]
+    if not results:
+        print("No result at all.", *failures, sep="\n  ")
+        return 1
+    title = f"Few-shot accuracy, {args.model}, {args.data} data"
+    paths = tables.write(results, Path(args.out), title, [])
+    print(tables.to_text(tables.summary(results)))
+    if args.report:
+        paths |= report(Path(args.out))
+    for path in paths.values():
+        print(path)
+    if failures:
+        print(f"\n{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
+    return 1 if failures else 0
+
+
+def report(out: Path) -> dict[str, Path]:
+    """Execute notebooks/11_reproduce_tables.ipynb on the store: report.ipynb, report.html and the figures."""
+    notebook = _root() / "notebooks" / "11_reproduce_tables.ipynb"
+    if not notebook.exists():
+        raise MiniCPTError(f"{notebook} is missing: the report needs the repository, run the command from a checkout.")
+    paths = {"report": out / "report.ipynb", "html": out / "report.html"}
+    environment = {**os.environ, "PYTHONPATH": str(_root())}
+    run = [sys.executable, "-m"]
+    subprocess.run(
+        [*run, "papermill", str(notebook), str(paths["report"]), "-r", "store", str(out.resolve()), "-k", "python3",
+         "--no-progress-bar", "--log-level", "ERROR"],
+        check=True, env=environment,
+    )  # fmt: skip
+    subprocess.run(
+        [*run, "nbconvert", "--to", "html", "--log-level", "ERROR", str(paths["report"])], check=True, env=environment
+    )
+    return paths
+
+
+def cell(args) -> int:
+    """Compute one cell, without the store, and print its result."""
+    from .experiments import Cell, run_cell
+
+    hp = tuple(sorted(json.loads(args.hp).items()))
+    one = Cell(
+        args.dataset, args.method, args.shots, args.seed, model=args.model, data=args.data, data_dir=args.data_dir,
+        labels=args.labels, n_test=args.n_test, per_class=args.per_class, label_score=args.label_score,
+        max_length=args.max_length, hp=hp,
+    )  # fmt: skip
+    result = run_cell(one)
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    loss = result["history"]["loss"]
+    print(f"{one}, labels {result['config']['labels']}: {result['verbalizers']}")
+    print(f"accuracy {result['accuracy']:.3f}, calibrated {result['accuracy_calibrated']:.3f} ({len(result['truth'])} queries)")
+    if loss:
+        print(f"loss {loss[0]:.3f} -> {loss[-1]:.3f} in {len(loss)} steps")
+    print("seconds " + ", ".join(f"{k} {v:.2f}" for k, v in result["seconds"].items()))
+    print(*result["notes"], sep="\n")
+    return 0
+
+
+def tasks(args) -> int:
+    """List the tasks that come with the package, and the real ones."""
+    from .data import TASKS, load_task, real_specs
+
+    for name in TASKS:
+        task = load_task(name)
+        print(f"{name:8}  {task.title}: {len(task.verbalizers)} classes, {len(task.train)} train and {len(task.test)} "
+              f"test rows, {task.default_labels} labels, e.g. {task.train[0]}")  # fmt: skip
+    for name, spec in real_specs().items():
+        print(f"{name:8}  --data real: {spec['hub']} ({len(spec['verbalizers'])} classes)")
+    print("Your own: a path to <name>.json, with the rows in <name>.jsonl beside it (see the README).")
+    return 0
+
+
+def models(args) -> int:
+    """List base models to start with; any causal language model of the hub or a local folder will do."""
+    from .base_models import SUGGESTED
+
+    for name, what in SUGGESTED.items():
+        print(f"{name:28}  {what}")
+    return 0
+
+
+def check_install(args) -> int:
+    """Versions, device, one forward pass and one CPT step, in less than half a minute."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package in ("torch", "transformers", "peft", "datasets", "jupyterlab", "matplotlib", "papermill", "nbval", "pytest"):
+        try:
+            print(f"{package:13} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[all]'`")
+            return 1
+    from .base_models import load_base
+    from .data import load_task, make_split
+    from .methods import fit
+
+    base, split = load_base(), make_split(load_task("trec"), 4, seed=0, n_test=4)
+    print(f"{'device':13} {base.device}")
+    loss = fit("cpt", base, split, {"epochs": 1}).history[0]
+    print(f"{'one CPT step':13} loss {loss:.3f}\nAll is well. Next: `make lab`, or `make reproduce`.")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    from .data import TASKS
+    from .evaluate import LABEL_SCORES
+    from .experiments import SHOTS, TABLE_METHODS
+    from .methods import METHODS
+
+    main = argparse.ArgumentParser(prog="python -m minicpt", description="Context-aware Prompt Tuning: few-shot tables.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
+    common.add_argument("--data", default="micro", choices=("micro", "real"), help="embedded tasks, or the real ones [micro]")
+    common.add_argument("--data-dir", help="folder with the real data in the hub's schema [$MINICPT_DATA, else the hub]")
+    common.add_argument("--labels", default="", choices=("", "canonical", "arbitrary"), help="label words [the task's own choice]")
+    common.add_argument("--n-test", type=int, default=200, help="queries per cell [200]")
+    common.add_argument("--per-class", action="store_true", help="count shots per class, not in total")
+    common.add_argument("--label-score", default="mean", choices=LABEL_SCORES, help="log-probability over the label's tokens [mean]")
+    common.add_argument("--max-length", type=int, help="longest prompt in tokens [the model's limit]")
+
+    p = commands.add_parser("table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__)
+    p.add_argument("--datasets", nargs="+", default=TASKS, metavar="TASK", help=f"{' '.join(TASKS)}, or a .json file of yours")
+    p.add_argument("--methods", nargs="+", default=TABLE_METHODS, metavar="METHOD", help=" ".join(METHODS))
+    p.add_argument("--shots", nargs="+", type=int, default=SHOTS, metavar="K", help="examples in the context [2 4 6]")
+    p.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 upwards [5]")
+    p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
+    p.add_argument("--out", default="results/few_shot", help="folder of results, table and report [results/few_shot]")
+    p.add_argument("--report", action="store_true", help="also run the report notebook (report.ipynb, .html, figures)")
+    p.set_defaults(run=table)
+
+    p = commands.add_parser("cell", parents=[common], help="one method on one split", description=cell.__doc__)
+    p.add_argument("--dataset", default="trec", metavar="TASK", help="a task's name or your .json file [trec]")
+    p.add_argument("--method", default="cpt", help=f"{' '.join(METHODS)} [cpt]")
+    p.add_argument("--shots", type=int, default=4, metavar="K", help="[4]")
+    p.add_argument("--seed", type=int, default=0, help="[0]")
+    p.add_argument("--hp", default="{}", help='other hyper-parameters as JSON, e.g. \'{"lr": 0.01, "epsilon": 0.3}\'')
+    p.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    p.set_defaults(run=cell)
+
+    for name, run in (("tasks", tasks), ("models", models), ("check-install", check_install)):
+        commands.add_parser(name, help=run.__doc__.split(".")[0], description=run.__doc__).set_defaults(run=run)
+    return main
+
+
+def main() -> int:
+    try:
+        args = parser().parse_args()
+        return args.run(args)
+    except MiniCPTError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

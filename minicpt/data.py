@@ -1,0 +1,273 @@
+"""Tasks, verbalizers, few-shot splits: from a task's name to K labelled shots and a list of queries.
+
+A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its
+verbalizers and templates. The embedded micro tasks and a reader's own task have this form; the real ones come through
+`datasets`, from the hub or from a folder in the hub's schema.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from .errors import MiniCPTError, unknown
+from .masks import Template
+
+ASSETS = Path(__file__).parent / "assets"
+TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
+Row = tuple[str, str]  # text, class name
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task: rows of (text, class), a label word per class, template pools."""
+
+    name: str
+    title: str
+    train: list[Row]
+    test: list[Row]
+    verbalizers: dict[str, str]  # class -> label word(s)
+    templates: list[Template]
+    instruction: str  # {labels} stands for the label words
+    source: str
+    arbitrary_labels: list[str] = field(default_factory=list)
+    default_labels: str = "canonical"
+    sha256: str = ""
+
+
+def _rows_sha(rows: list[Row]) -> str:
+    return hashlib.sha256("\n".join(f"{t}\t{l}" for t, l in rows).encode()).hexdigest()[:16]
+
+
+def _templates(pools: dict) -> list[Template]:
+    missing = {"input", "output", "intra", "inter"} - set(pools)
+    if missing:
+        raise MiniCPTError(f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.')
+    return [Template(*parts) for parts in product(pools["input"], pools["output"], pools["intra"], pools["inter"])]
+
+
+def _build(spec: dict, train: list[Row], test: list[Row]) -> Task:
+    """Check rows against the verbalizers and put a task together."""
+    verbalizers = spec["verbalizers"]
+    for where, rows in (("train", train), ("test", test)):
+        for i, (text, label) in enumerate(rows):
+            if not text.strip():
+                raise MiniCPTError(f"{spec['name']}: {where} row {i + 1} has an empty text; remove the row.")
+            if label not in verbalizers:
+                raise MiniCPTError(f"{spec['name']}, {where} row {i + 1}: {unknown('label', label, verbalizers)}")
+    words = Counter(verbalizers.values())
+    twice = [w for w, n in words.items() if n > 1]
+    if twice:
+        raise MiniCPTError(f"{spec['name']}: two classes share the label word {twice[0]!r}; give each its own.")
+    kinds = ("canonical", "arbitrary") if spec.get("arbitrary_labels") else ("canonical",)
+    if (kind := spec.get("default_labels", "canonical")) not in kinds:
+        raise unknown('"default_labels"', kind, kinds)
+    return Task(
+        spec["name"], spec.get("title", spec["name"]), train, test, verbalizers, _templates(spec["templates"]),
+        spec.get("instruction", ""), spec.get("source", "own file"), spec.get("arbitrary_labels", []), kind,
+        _rows_sha(train + test),
+    )  # fmt: skip
+
+
+def load_task_file(path: str | Path) -> Task:
+    """Load a task from its JSON file; the rows lie beside it in a JSONL of the same name.
+
+    Raises `MiniCPTError` naming the file, the line and what is missing.
+    """
+    path = Path(path)
+    rows_path = path.with_suffix(".jsonl")
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("name", "verbalizers", "templates"):
+            if key not in spec:
+                raise MiniCPTError(f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates.")
+        content = rows_path.read_bytes()
+    except FileNotFoundError as error:
+        raise MiniCPTError(
+            f"{error.filename} does not exist; a task is two files, {path.name} and {rows_path.name}."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise MiniCPTError(f"{path} is not valid JSON: {error}.") from error
+    if spec.get("sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
+        raise MiniCPTError(f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.')
+    splits: dict[str, list[Row]] = {"train": [], "test": []}
+    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            splits[row["split"]].append((str(row["text"]), str(row["label"])))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise MiniCPTError(
+                f"{rows_path}, line {number}: {error!r}. Each line is an object like "
+                '{"text": "...", "label": "...", "split": "train"} with split train or test.'
+            ) from error
+    return _build(spec, splits["train"], splits["test"])
+
+
+def real_specs() -> dict[str, dict]:
+    """Hub names, columns, verbalizers and template pools of the paper's data sets."""
+    return json.loads((ASSETS / "real_tasks.json").read_text(encoding="utf-8"))
+
+
+def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
+    """Load a real task through `datasets`: from `data_dir` (or $MINICPT_DATA) if given, else from the hub."""
+    specs = real_specs()
+    if name not in specs:
+        raise unknown("real task", name, specs)
+    spec, data_dir = specs[name], data_dir or os.environ.get("MINICPT_DATA")
+    rows = {
+        split: _load_split(spec, split, Path(data_dir).expanduser() if data_dir else None) for split in ("train", "test")
+    }
+    return _build({**spec, "name": name}, rows["train"], rows["test"])
+
+
+def _load_split(spec: dict, split: str, data_dir: Path | None) -> list[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    if data_dir is not None:
+        folder = data_dir / spec["folder"]
+        file = folder / f"{split}.jsonl"
+        if not file.is_file():
+            raise MiniCPTError(f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl.")
+        table = datasets.load_dataset("json", data_files=str(file), split="train")
+        where = str(file)
+    else:
+        table = _load_hub(spec, split)
+        where = f"{spec['hub']} ({split})"
+    for column in (spec["text_column"], spec["label_column"]):
+        if column not in table.column_names:
+            raise MiniCPTError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}.")
+    classes = list(spec["verbalizers"])
+    texts, labels = table[spec["text_column"]], table[spec["label_column"]]
+    # the TREC trap: label numbers mean the hub's order of classes, which is the order of the verbalizers here
+    return [(t.strip(), classes[l] if 0 <= l < len(classes) else f"label {l}") for t, l in zip(texts, labels)]
+
+
+def _load_hub(spec: dict, split: str):
+    """One split from the hub; where the data set's main revision holds a script, from its parquet revision."""
+    import datasets
+
+    hub_split = spec["splits"][split]
+    try:
+        try:
+            return datasets.load_dataset(spec["hub"], spec.get("config"), split=hub_split)
+        except RuntimeError:  # "Dataset scripts are no longer supported"
+            return datasets.load_dataset(spec["hub"], spec.get("config"), split=hub_split, revision="refs/convert/parquet")
+    except (OSError, ValueError) as error:
+        raise MiniCPTError(
+            f"Cannot load {spec['hub']} from the hub: {str(error).splitlines()[0]} Without a network, give a folder in "
+            f"the hub's schema (--data-dir or MINICPT_DATA, with {spec['folder']}/train.jsonl and test.jsonl), or use "
+            "--data micro."
+        ) from error
+
+
+def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None) -> Task:
+    """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
+    if name.endswith(".json"):
+        return load_task_file(name)
+    if data == "real":
+        return load_real_task(name, data_dir)
+    if data != "micro":
+        raise unknown("data", data, ("micro", "real"))
+    if name not in TASKS:
+        raise unknown("task", name, [*TASKS, "a path to your own task's .json file"])
+    return load_task_file(ASSETS / "tasks" / f"{name}.json")
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one cell sees: K shots in context order, the queries, a label word per class, a template."""
+
+    task: str
+    shots: list[Row]
+    queries: list[Row]
+    verbalizers: dict[str, str]
+    template: Template
+    instruction: str
+    seed: int
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.verbalizers)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything in the split: two runs with one hash saw the same rows in the same order."""
+        content = [self.shots, self.queries, self.verbalizers, vars(self.template), self.instruction]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) -> list[int]:
+    """Draw the indices of k shots with an own generator (the global one is not touched), in random order.
+
+    `per_class=False`: k in total, from distinct classes first. `per_class=True`: k of each class, so k*C in all.
+    The 2 shots of a seed are among its 4. Raises `MiniCPTError` if there are too few rows.
+    """
+    generator = random.Random(f"shots {seed}")
+    by_class: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        by_class.setdefault(label, []).append(i)
+    order = sorted(by_class)
+    generator.shuffle(order)
+    for rows in by_class.values():
+        generator.shuffle(rows)
+    # round r takes the r-th row of every class that has one: distinct classes first
+    rounds = [[by_class[c][r] for c in order if r < len(by_class[c])] for r in range(max(map(len, by_class.values()), default=0))]
+    if per_class:
+        small = {c: len(by_class[c]) for c in order if len(by_class[c]) < k}
+        if small:
+            raise MiniCPTError(f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots.")
+        chosen = [i for one_round in rounds[:k] for i in one_round]
+    else:
+        if k > len(labels):
+            raise MiniCPTError(f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows.")
+        chosen = [i for one_round in rounds for i in one_round][:k]
+    random.Random(f"order {seed} {k}").shuffle(chosen)
+    return chosen
+
+
+def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
+    """Choose a label word per class: the task's own, or arbitrary ones drawn anew for each seed."""
+    if kind == "canonical":
+        return dict(task.verbalizers)
+    if kind != "arbitrary":
+        raise unknown("label kind", kind, ("canonical", "arbitrary"))
+    if len(task.arbitrary_labels) < len(task.verbalizers):
+        raise MiniCPTError(f"{task.name} lists {len(task.arbitrary_labels)} arbitrary labels, it needs one per class.")
+    words = random.Random(f"labels {seed}").sample(task.arbitrary_labels, len(task.verbalizers))
+    return dict(zip(task.verbalizers, words))
+
+
+def make_split(
+    task: Task, shots: int, seed: int, n_test: int = 200, labels: str | None = None, per_class: bool = False
+) -> Split:
+    """Draw the split of a seed: shots, at most `n_test` queries, label words and one template of the task's pool.
+
+    Queries, words and template depend on the seed alone, so that methods and shot counts compare on equal terms.
+    """
+    chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
+    queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
+    if not queries:
+        raise MiniCPTError(f"{task.name} has no test rows; mark some rows with \"split\": \"test\".")
+    template = random.Random(f"template {seed}").choice(task.templates)
+    words = label_words(task, labels or task.default_labels, seed)
+    *others, last = words.values()
+    instruction = task.instruction.replace("{labels}", f"{', '.join(others)} or {last}")
+    return Split(task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed)
+
+
+def manifest(shots=(2, 4, 6), seeds=range(5)) -> dict[str, str]:
+    """Hash of every split of the main table: the committed `assets/splits.json` freezes them."""
+    return {
+        f"{name} {k}-shot seed {seed}": make_split(task, k, seed).sha256
+        for name, task in ((name, load_task(name)) for name in TASKS)
+        for k in shots
+        for seed in seeds
+    }

@@ -1,0 +1,268 @@
+"""Cells and their store: a grid becomes one JSON file a cell, computed once, never damaged, resumable.
+
+A cell is one (model, data set, method, shots, seed). Its file is named by the hash of its whole configuration,
+hyper-parameters and the fingerprints of data and weights included: what changes a result changes its name.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+from .data import TASKS, Task, load_task, make_split
+from .errors import unknown
+from .methods import METHODS, hyperparameters
+
+SHOTS = (2, 4, 6)
+# the nine methods of the paper's Table 1, and CPT with the ball of the paper's size
+TABLE_METHODS = ("zero", "icl", "pt", "ipt", "lora", "cpt", "pt_instr", "ipt_instr", "cpt_instr", "cpt_paper_eps")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table for one seed; `hp` overrides hyper-parameters, `labels` "" means the task's default."""
+
+    dataset: str
+    method: str
+    shots: int
+    seed: int
+    model: str = "micro"
+    data: str = "micro"
+    data_dir: str | None = field(default=None, compare=False)
+    labels: str = ""
+    n_test: int = 200
+    per_class: bool = False
+    label_score: str = "mean"
+    max_length: int | None = None
+    hp: tuple[tuple[str, object], ...] = ()
+
+    def config(self) -> dict:
+        """Everything the result depends on, as plain JSON values; checks the names on the way."""
+        task = _task(self.dataset, self.data, self.data_dir)
+        config = asdict(self)
+        del config["data_dir"]  # where the rows lie does not matter, what they say does: task_sha256
+        config["dataset"] = task.name
+        config["hp"] = {**hyperparameters(self.method, self.model), **dict(self.hp)}
+        config["labels"] = self.labels or task.default_labels
+        return {**config, "task_sha256": task.sha256, "model_fingerprint": _fingerprint(self.model)}
+
+    def key(self) -> str:
+        """sha1 of the canonical configuration: the name of the result's file."""
+        return hashlib.sha1(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
+
+
+@lru_cache
+def _task(name: str, data: str, data_dir: str | None) -> Task:
+    return load_task(name, data, data_dir)
+
+
+@lru_cache
+def _fingerprint(model: str) -> str:
+    from .base_models import weights_fingerprint
+
+    return weights_fingerprint(model)
+
+
+@lru_cache(maxsize=1)
+def _base(model: str):
+    import torch
+
+    from .base_models import load_base
+
+    if model == "micro":
+        torch.set_num_threads(1)  # its matrices are so small that a second thread costs time
+    return load_base(model)
+
+
+def grid(
+    datasets: Iterable[str] = TASKS,
+    methods: Iterable[str] = TABLE_METHODS,
+    shots: Iterable[int] = SHOTS,
+    seeds: Iterable[int] = range(5),
+    **kwargs,
+) -> list[Cell]:
+    """All cells of a table; zero-shot knows no shots and stands there once per seed, with shots 0."""
+    cells = []
+    for dataset, method, seed in product(datasets, methods, seeds):
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        for k in [0] if method == "zero" else shots:
+            cells.append(Cell(dataset, method, k, seed, **kwargs))
+    return cells
+
+
+# ---- one cell -------------------------------------------------------------------------------------------------------
+
+
+def run_cell(cell: Cell) -> dict:
+    """Compute a cell: draw the split, fit, score the queries. Returns the JSON that the store keeps."""
+    import torch
+
+    from .evaluate import accuracy
+    from .methods import fit
+
+    config = cell.config()  # first: a wrong name must not cost the loading of a model
+    started = time.perf_counter()
+    base = _base(cell.model)
+    split = make_split(
+        _task(cell.dataset, cell.data, cell.data_dir), cell.shots, cell.seed, cell.n_test, cell.labels or None, cell.per_class
+    )
+    loaded = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictor = fit(cell.method, base, split, dict(cell.hp), cell.label_score, cell.max_length)
+    notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
+    fitted = time.perf_counter()
+    try:
+        raw, calibrated = predictor.scores([text for text, _ in split.queries])
+    finally:
+        predictor.close()
+    truth = [split.classes.index(label) for _, label in split.queries]
+    return {
+        "config": config,
+        "accuracy": accuracy(raw, truth),
+        "accuracy_calibrated": accuracy(calibrated, truth),
+        "notes": notes,
+        "split_sha256": split.sha256,
+        "verbalizers": split.verbalizers,
+        "template": asdict(split.template),
+        "shots": split.shots,
+        "history": {"loss": predictor.history},
+        "truth": truth,
+        "log_scores": [[round(x, 4) for x in row] for row in raw.tolist()],
+        "log_scores_calibrated": [[round(x, 4) for x in row] for row in calibrated.tolist()],
+        "seconds": {"load": loaded - started, "fit": fitted - loaded, "score": time.perf_counter() - fitted},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device": str(base.device),
+        "threads": torch.get_num_threads(),
+        "versions": {p: version(p) for p in ("torch", "transformers", "peft")} | {"python": platform.python_version()},
+    }
+
+
+# ---- the store ------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name and move it in place, so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """A folder of results, one JSON file a cell; `<key>.error.json` holds a failure and never counts as done."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.key()}.json"
+
+    def get(self, cell: Cell) -> dict | None:
+        """The stored result, or None if there is none yet or its file is damaged (it is then set aside)."""
+        return self._read(self.path(cell))
+
+    def put(self, cell: Cell, result: dict) -> None:
+        write_atomically(self.path(cell), json.dumps(result, ensure_ascii=False))
+        self.path(cell).with_suffix(".error.json").unlink(missing_ok=True)
+
+    def put_error(self, cell: Cell, error: BaseException) -> None:
+        report = {"config": cell.config(), "error": f"{type(error).__name__}: {error}",
+                  "traceback": "".join(traceback.format_exception(error))}  # fmt: skip
+        write_atomically(self.path(cell).with_suffix(".error.json"), json.dumps(report, indent=1, ensure_ascii=False))
+
+    def results(self) -> Iterator[dict]:
+        """All good results of the folder."""
+        for path in sorted(self.folder.glob("*.json")):
+            if len(path.stem) == 40 and (result := self._read(path)):
+                yield result
+
+    def errors(self) -> list[dict]:
+        return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(self.folder.glob("*.error.json"))]
+
+    def _read(self, path: Path) -> dict | None:
+        if not path.exists():
+            return None
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            result["config"], result["accuracy"]
+            return result
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            aside = path.with_suffix(".damaged")
+            os.replace(path, aside)
+            warnings.warn(f"{path.name} is damaged; moved to {aside.name}, the cell counts as not done.", stacklevel=3)
+            return None
+
+
+# ---- a grid ---------------------------------------------------------------------------------------------------------
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it lets running cells finish
+
+
+def _attempt(cell: Cell, store: Store) -> str | None:
+    """Compute and store a cell; a failure is stored too and its message returned."""
+    try:
+        store.put(cell, run_cell(cell))
+        return None
+    except Exception as error:  # one cell's failure must not stop the others
+        store.put_error(cell, error)
+        return f"{cell}: {type(error).__name__}: {error}"
+
+
+def run_grid(cells: list[Cell], store: Store, workers: int = 1) -> list[str]:
+    """Compute the cells that the store lacks, with progress; return the messages of those that failed.
+
+    `workers` 1 runs in this process, more start that many processes with one thread each. Interrupt at will: what is
+    done stays done, and the next run goes on from there.
+    """
+    from tqdm.auto import tqdm
+
+    missing = [cell for cell in cells if store.get(cell) is None]
+    failures: list[str] = []
+    bar = tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=not missing or None)
+    if workers == 1:
+        for cell in missing:
+            bar.set_description(str(cell))
+            failures += filter(None, [_attempt(cell, store)])
+            bar.update()
+        return failures
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+        running = {pool.submit(_attempt, cell, store): cell for cell in missing}
+        try:
+            for done in as_completed(running):
+                bar.set_description(str(running[done]))
+                failures += filter(None, [done.result()])
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures

@@ -1,0 +1,200 @@
+"""Results -> figures: one function a figure, each returns a matplotlib Figure; `save` writes it as a small PNG.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; a method keeps its colour in every figure, and the
+variant with an instruction (†) is the same colour, dashed, with an open marker.
+"""
+import io
+
+import numpy as np
+
+from minicpt.tables import METHODS
+
+GREY = "#777777"
+COLOURS = {"zero": GREY, "icl": "#000000", "pt": "#E69F00", "ipt": "#56B4E9", "lora": "#009E73", "cpt": "#D55E00",
+           "cpt_paper_eps": "#CC79A7"}  # any other method: blue
+ROLES = [("separator", "#E4E4E4"), ("input template", "#BFE0F5"), ("input", "#56B4E9"), ("output template", "#F6D58F"),
+         ("label", "#F0925B")]  # by type % 4; the label is the fifth, type 4, 8, ...
+VISIBLE = str.maketrans({" ": "·", "Ġ": "·", "▁": "·", "\n": "↵", "Ċ": "↵"})  # spaces and line ends in tokens
+
+
+def accuracy_by_shots(summary):
+    """Accuracy (%) against shots, a panel a dataset, bars the 95 % interval of the mean; zero-shot is the dotted line.
+
+    `summary`: the rows of one model (tables.summary); ValueError for several.
+    """
+    _one(summary[["model"]].to_dict("records"))
+    datasets, methods = list(summary.dataset.unique()), _in_order(summary.method)
+    columns = 3 if len(datasets) < 6 else 5  # the last place of the grid is the legend's
+    figure, panels = _panels(len(datasets) + 1, columns, 4 if columns == 3 else 3.4, 3.2, sharex=True, sharey=True)
+    dodged, found = [method for method in methods if method != "zero"], {}
+    for panel, dataset in zip(panels, datasets):
+        rows = summary[summary.dataset == dataset]
+        for method, group in rows.groupby("method"):
+            if method == "zero":
+                found[method] = panel.axhline(group["mean"].iloc[0], color=GREY, linestyle=":")
+                continue
+            x = group.shots + (dodged.index(method) - (len(dodged) - 1) / 2) / len(dodged)  # shots are two apart
+            bars = np.nan_to_num([group["mean"] - group.ci_low, group.ci_high - group["mean"]])
+            found[method] = panel.errorbar(x, group["mean"], bars, elinewidth=0.9, linewidth=1.4, **_look(method))
+        panel.set(title=dataset, xlabel="shots", xticks=sorted(set(summary.shots) - {0}))
+        panel.set_ylim(max(0, summary["mean"].min() - 12), min(100, summary["mean"].max() + 12))
+        panel.tick_params(labelbottom=True, labelleft=True)
+        panel.grid(axis="y", alpha=0.3)
+    panels[-1].axis("off")
+    panels[-1].legend([found[method] for method in methods], map(_name, methods), loc="center", ncols=2, frameon=False)
+    figure.supylabel("accuracy (%)")
+    return figure
+
+
+def difference_to_icl(paired):
+    """Forest plot of each method minus ICL on the same seeds: percentage points with 95 % interval, a line at zero.
+
+    `paired`: the rows of one model (tables.paired); ValueError for several. A panel a dataset, a block a shot count.
+    """
+    _one(paired[["model"]].to_dict("records"))
+    datasets, methods, shots = list(paired.dataset.unique()), _in_order(paired.method), sorted(set(paired.shots))
+    rows = {(k, method): -(i * (len(methods) + 1) + j) for i, k in enumerate(shots) for j, method in enumerate(methods)}
+    figure, panels = _panels(len(datasets), 5, 2.6, 0.21 * (len(rows) + len(shots)) + 1.2, sharex=True, sharey=True)
+    reach = 1.15 * paired.difference.abs().max() + 5  # a two-seed interval can be endless: it may leave the panel
+    for panel, dataset in zip(panels, datasets):
+        panel.axvline(0, color="black", linewidth=1)
+        for row in paired[paired.dataset == dataset].itertuples():
+            bar = np.nan_to_num([[row.difference - row.ci_low], [row.ci_high - row.difference]])
+            panel.errorbar(row.difference, rows[row.shots, row.method], xerr=bar, **_look(row.method))
+        panel.set_title(dataset)
+        panel.set_xlim(-reach, reach)
+        panel.set_yticks(list(rows.values()), [_name(method) for _, method in rows])
+        panel.tick_params(axis="y", length=0)
+        panel.tick_params(axis="x", labelbottom=True)
+        panel.grid(axis="x", alpha=0.3)
+        for i, k in enumerate(shots):
+            top = -i * (len(methods) + 1)
+            panel.axhspan(top + 0.5, top - len(methods) + 0.5, color="#F4F4F4", zorder=0)
+            panel.text(0.02, top + 0.55, f"{k} shots", transform=panel.get_yaxis_transform(), fontsize=8, va="bottom")
+    panels[0].set_ylim(-len(shots) * (len(methods) + 1) + 1, 1.6)
+    figure.supxlabel("accuracy difference to ICL (percentage points)")
+    return figure
+
+
+def training_curves(results):
+    """Loss against step (log scale), a panel a trained method: a thin line a seed, the mean over seeds thick.
+
+    `results`: of one model, dataset and number of shots, with history.loss; ValueError for a mixture or none trained.
+    """
+    trained = [result for result in results if result.get("history", {}).get("loss")]
+    if not trained:
+        raise ValueError("no result has a history of losses: zero-shot and ICL do not train, pass a trained method")
+    task = _one([{key: result["config"][key] for key in ("model", "dataset", "labels", "shots")} for result in trained])
+    methods = _in_order(result["config"]["method"] for result in trained)
+    figure, panels = _panels(len(methods), 4, 3.0, 2.6, sharex=True, sharey=True)
+    for panel, method in zip(panels, methods):
+        losses = [result["history"]["loss"] for result in trained if result["config"]["method"] == method]
+        for loss in losses:
+            panel.plot(range(1, len(loss) + 1), loss, color=_look(method)["color"], alpha=0.3, linewidth=0.8)
+        mean = np.mean([loss[:min(map(len, losses))] for loss in losses], axis=0)
+        panel.plot(range(1, len(mean) + 1), mean, color=_look(method)["color"], linewidth=2)
+        panel.set_title(f"{_name(method)} (seeds: {len(losses)})")
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+        panel.tick_params(labelbottom=True, labelleft=True)
+    figure.suptitle(f"{task['model']}, {task['dataset']}, {task['labels']} labels, {task['shots']} shots")
+    figure.supxlabel("step")
+    figure.supylabel("training loss")
+    return figure
+
+
+def context_roles(tokens, types):
+    """The context's tokens (list of str) as boxes coloured by role, each example on a line of its own.
+
+    `types`: one integer a token: 0 separator, else type % 4 is the role (0 a label) and (type - 1) // 4 the example.
+    """
+    from matplotlib.patches import Patch, Rectangle
+    if len(tokens) != len(types):
+        raise ValueError(f"{len(tokens)} tokens but {len(types)} types: give one type a token")
+    boxes, width, x, line, example = [], 78, 0, 0, 0  # width in characters of the fixed-width font
+    for token, kind in zip(tokens, types):
+        text = token.translate(VISIBLE)
+        now = (kind - 1) // 4 if kind else example  # a separator stays with the example before it
+        if x and (now != example or x + len(text) + 0.8 > width):
+            x, line = 0, line + (1.35 if now != example else 1)
+        boxes.append((x, line, text, (kind - 1) % 4 + 1 if kind else 0))
+        x, example = x + len(text) + 1.1, now
+    figure, (panel,) = _panels(1, 1, width * 0.092, 0.3 * (line + 1) + 0.5)
+    for x, line, text, role in boxes:
+        panel.add_patch(Rectangle((x, -line), len(text) + 0.8, 0.8, facecolor=ROLES[role][1], edgecolor="#555555",
+                                  linewidth=1.6 if role == 4 else 0.5))  # a label also without colour
+        panel.text(x + len(text) / 2 + 0.4, 0.38 - line, text, ha="center", va="center", family="monospace", size=9)
+    panel.set(xlim=(-0.3, width + 0.3), ylim=(-line - 0.2, 1))
+    panel.axis("off")
+    figure.legend(handles=[Patch(facecolor=colour, edgecolor="#555555", label=name) for name, colour in ROLES],
+                  loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def delta_norms(norms, epsilon, tokens):
+    """Norm of each token's delta (bars) against the radius of its ball (line; a number, or one a token).
+
+    Orange bars have reached their ball: the projection holds them; × is a radius of 0: the token is frozen.
+    """
+    norms = np.asarray(norms, dtype=float)
+    radius = np.broadcast_to(np.asarray(epsilon, dtype=float), norms.shape)
+    held, frozen, x = norms >= 0.999 * radius, radius <= 1e-6, np.arange(len(norms))  # PEFT freezes with 1e-10
+    figure, (panel,) = _panels(1, 1, max(5.0, 0.19 * len(norms) + 1.5), 3.4)
+    for chosen, colour, label in [(held & ~frozen, COLOURS["cpt"], "at its radius"),
+                                  (~held & ~frozen, COLOURS["ipt"], "inside its ball")]:
+        panel.bar(x[chosen], norms[chosen], color=colour, label=label)
+    panel.hlines(radius[~frozen], x[~frozen] - 0.5, x[~frozen] + 0.5, color="black", label="radius ε")
+    panel.plot(x[frozen], 0 * x[frozen], "x", color=GREY, markersize=5, label="frozen", clip_on=False)
+    panel.set_xticks(x, [token.translate(VISIBLE) for token in tokens], rotation=90, fontsize=8)
+    panel.set(xlim=(-0.8, len(norms) - 0.2), ylim=(0, 1.1 * max(*radius, *norms, 1e-6)), ylabel="norm of delta")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def save(figure, path):
+    """Write the figure as a small PNG (120 dpi, tight, 64 colours) and return the path."""
+    from PIL import Image
+    full = io.BytesIO()
+    figure.savefig(full, format="png", dpi=120, bbox_inches="tight")
+    Image.open(full).convert("RGB").quantize(64).save(path, format="png", optimize=True)
+    return path
+
+
+def _panels(count, columns, width, height, **kwargs):
+    """A figure with count panels of width x height inches, at most `columns` a row, and the list of them."""
+    import matplotlib.pyplot as plt
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False,
+                                layout="constrained", **kwargs)
+    plt.close(figure)  # so that a notebook shows it once, as the value of its cell, and a long run keeps none open
+    for panel in grid.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in grid.flat[count:]:
+        panel.remove()
+    return figure, list(grid.flat[:count])
+
+
+def _look(method):
+    """Colour, line and marker of a method, as keywords for errorbar."""
+    plain = method.removesuffix("_instr")
+    colour = COLOURS.get(plain, "#0072B2")
+    return {"color": colour, "marker": "o", "markersize": 5, "linestyle": "-" if plain == method else "--",
+            "markerfacecolor": colour if plain == method else "white"}
+
+
+def _name(method):
+    return METHODS.get(method, method)
+
+
+def _in_order(methods):
+    methods = set(methods)
+    return [method for method in METHODS if method in methods] + sorted(methods - METHODS.keys())
+
+
+def _one(rows):
+    """The only setting among the rows (dicts); ValueError if there are several or none."""
+    settings = {tuple(row.items()) for row in rows}
+    if len(settings) != 1:
+        raise ValueError(f"a figure shows one setting, got {[dict(pairs) for pairs in sorted(settings)]}: filter first")
+    return dict(settings.pop())

@@ -1,0 +1,57 @@
+"""The one training loop: AdamW on whatever a method trains, a hook after each step for the projection."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import TrainingDiverged
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train; `batch_size` 0 takes all rows at once."""
+
+    lr: float
+    epochs: int = 25
+    batch_size: int = 0
+    clip: float = 1.0
+
+
+def train(
+    loss_of: Callable[[list[int]], Tensor],
+    parameters: Iterable[Tensor],
+    n_rows: int,
+    recipe: Recipe,
+    generator: torch.Generator,
+    after_step: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Minimise `loss_of(row indices)`; return the loss of every step.
+
+    Each epoch passes once over the rows in random order; the learning rate falls linearly to zero (the Trainer default
+    that the paper's authors used in their demo); `after_step` is where CPT projects.
+    Raises `TrainingDiverged` as soon as a loss is NaN or infinite.
+    """
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
+    size = min(recipe.batch_size or n_rows, n_rows)
+    steps = recipe.epochs * -(-n_rows // size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    history: list[float] = []
+    for _ in range(recipe.epochs):
+        for batch in torch.randperm(n_rows, generator=generator).split(size):
+            loss = loss_of(batch.tolist())
+            if not torch.isfinite(loss):
+                raise TrainingDiverged(
+                    f"The loss became {loss.item()} at step {len(history) + 1} of {steps} (learning rate {recipe.lr}). "
+                    "Lower the learning rate, or check the labels' roles."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            after_step()
+            history.append(loss.item())
+    return history

@@ -1,0 +1,173 @@
+"""Cells, the store and the grid: names, resuming, damage, failures, interruption."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minicpt import experiments
+from minicpt.errors import MiniCPTError
+from minicpt.experiments import Cell, Store, grid, run_cell, run_grid
+
+CELL = Cell("trec", "icl", 2, 0, n_test=8)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Replace the computation by a stub that counts, so that only the bookkeeping is tested."""
+    done = []
+
+    def run(cell):
+        done.append(cell)
+        if cell.seed == 13:
+            raise FloatingPointError("unlucky")
+        return {"config": cell.config(), "accuracy": 0.5}
+
+    monkeypatch.setattr(experiments, "run_cell", run)
+    return done
+
+
+def test_the_key_names_everything_that_matters():
+    keys = {CELL.key()}
+    for change in (
+        dict(dataset="sst2"), dict(method="zero"), dict(shots=4), dict(seed=1), dict(labels="arbitrary"),
+        dict(n_test=9), dict(per_class=True), dict(label_score="sum"), dict(max_length=100), dict(hp=(("lr", 1.0),)),
+    ):  # fmt: skip
+        keys.add(replace(CELL, **change).key())
+    assert len(keys) == 11
+    assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
+    assert replace(CELL, data_dir="elsewhere").key() == CELL.key()
+    config = CELL.config()
+    assert json.loads(json.dumps(config)) == config and len(config["task_sha256"]) == len(config["model_fingerprint"]) == 16
+
+
+def test_grid_has_zero_shot_once_per_seed():
+    cells = grid(["trec", "sst2"], ["zero", "icl"], [2, 4], range(3))
+    assert len(cells) == 2 * 3 * (1 + 2) and len({c.key() for c in cells}) == len(cells)
+    with pytest.raises(MiniCPTError, match="Unknown method 'iclx'"):
+        grid(["trec"], ["iclx"])
+
+
+def test_a_second_run_computes_nothing_and_a_new_seed_only_itself(tmp_path, counted):
+    store, cells = Store(tmp_path), grid(["trec"], ["icl"], [2], range(3))
+    assert run_grid(cells, store) == [] and len(counted) == 3
+    assert run_grid(cells, store) == [] and len(counted) == 3
+    run_grid(grid(["trec"], ["icl"], [2], range(4)), store)
+    assert [c.seed for c in counted] == [0, 1, 2, 3]
+    assert len(list(store.results())) == 4
+
+
+def test_a_failure_is_kept_apart_and_the_others_go_on(tmp_path, counted, monkeypatch):
+    store, cells = Store(tmp_path), grid(["trec"], ["icl"], [2], [12, 13, 14])
+    (failure,) = run_grid(cells, store)
+    assert "seed 13: FloatingPointError: unlucky" in failure
+    (error,) = store.errors()
+    assert error["config"]["seed"] == 13 and "Traceback" in error["traceback"]
+    assert store.get(cells[1]) is None and len(list(store.results())) == 2
+    monkeypatch.setattr(experiments, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 1.0})
+    assert run_grid(cells, store) == [] and store.errors() == []  # an error never counts as done
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"config": {}}', "[]", '{"accuracy": 1}', "\x00\xff"])
+def test_a_damaged_file_is_set_aside_and_computed_again(tmp_path, counted, damage):
+    store = Store(tmp_path)
+    run_grid([CELL], store)
+    store.path(CELL).write_bytes(damage.encode("latin-1"))
+    with pytest.warns(UserWarning, match="is damaged; moved to"):
+        assert store.get(CELL) is None
+    assert list(tmp_path.glob("*.damaged"))
+    run_grid([CELL], store)
+    assert store.get(CELL)["accuracy"] == 0.5
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    target = tmp_path / "result.json"
+    experiments.write_atomically(target, "old")
+
+    def no_replace(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_replace)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.write_atomically(target, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"] and target.read_text() == "old"
+
+
+# ---- the real thing, on the micro model -----------------------------------------------------------------------------
+
+
+def test_a_cells_result_is_complete_and_reproducible():
+    result = run_cell(replace(CELL, method="cpt", hp=(("epochs", 2),)))
+    again = run_cell(replace(CELL, method="cpt", hp=(("epochs", 2),)))
+    for key in ("config", "accuracy", "history", "log_scores", "split_sha256"):
+        assert result[key] == again[key]
+    rows = result["log_scores"]
+    right = sum(max(range(6), key=row.__getitem__) == truth for row, truth in zip(rows, result["truth"]))
+    assert result["accuracy"] == pytest.approx(right / 8)
+    assert len(result["history"]["loss"]) == 2 and json.dumps(result)
+    assert {"torch", "transformers", "peft", "python"} == set(result["versions"])
+
+
+def test_nan_in_training_becomes_an_error_file(tmp_path):
+    store, bad = Store(tmp_path), replace(CELL, method="cpt", hp=(("decay", float("inf")), ("epochs", 1)))
+    failures = run_grid([bad, CELL], store)
+    assert len(failures) == 1 and "TrainingDiverged" in failures[0]
+    assert store.get(CELL) and store.get(bad) is None and len(store.errors()) == 1
+
+
+@pytest.mark.slow
+def test_two_worker_processes_give_the_results_of_one(tmp_path):
+    cells = grid(["trec", "set_cls"], ["icl", "cpt"], [2], range(2), n_test=20, hp=(("epochs", 2),))
+    for folder, workers in (("one", 1), ("two", 2)):
+        assert run_grid(cells, Store(tmp_path / folder), workers) == []
+    for cell in cells:
+        one, two = (Store(tmp_path / folder).get(cell) for folder in ("one", "two"))
+        assert one["log_scores"] == two["log_scores"] and one["history"] == two["history"]
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
+def command(*args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "minicpt", *args], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+@pytest.mark.slow
+def test_table_command_twice(tmp_path):
+    args = ["table", "--datasets", "trec", "--methods", "zero", "icl", "--shots", "2", "--seeds", "2", "--n-test", "8",
+            "--out", str(tmp_path)]  # fmt: skip
+    first = command(*args)
+    assert first.returncode == 0, first.stderr
+    assert "4 cells, 0 already" in first.stdout and "ICL" in first.stdout
+    header = (tmp_path / "table.csv").read_text().splitlines()[0]
+    assert header == "model,dataset,method,shots,mean,std,ci_low,ci_high,n_seeds,reported,reported_source"
+    assert (tmp_path / "table.md").exists()
+    assert "Nothing to compute" in command(*args).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["cell", "--dataset", "trac"], "Unknown task 'trac'. Did you mean 'trec'"),
+        (["cell", "--method", "ctp"], "Unknown method 'ctp'. Did you mean 'cpt'"),
+        (["cell", "--model", "./nowhere"], "no model folder"),
+        (["cell", "--model", "no-such/model"], "Cannot load the model 'no-such/model'"),
+        (["cell", "--shots", "5000"], "Cannot draw 5000 shots from"),
+    ],
+)
+def test_bad_arguments_end_with_one_clear_line(args, message):
+    run = command(*args)
+    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
+
+
+def test_help_names_every_command():
+    text = command("--help").stdout
+    assert all(re.search(rf"^\s+{name}\b", text, re.M) for name in ("table", "cell", "tasks", "models", "check-install"))

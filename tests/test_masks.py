@@ -1,0 +1,98 @@
+"""Templates and roles on text: pieces against the whole string, contexts, truncation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpt.base_models import MICRO
+from minicpt.errors import MiniCPTError
+from minicpt.masks import Encoded, Template, build_context, collate, encode, tokenize
+
+SETTINGS = settings(max_examples=60, deadline=None)
+words = st.text(alphabet="abcdefgh é1.!?", min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MICRO)
+
+
+@SETTINGS
+@given(
+    st.sampled_from(["input: {}", "text: {}", "{}"]),
+    st.sampled_from(["output: {}", "A {} one.", "{}"]),
+    st.sampled_from([" ", "\n"]),
+    st.sampled_from([" ", "\n", "\n\n"]),
+    words,
+    words,
+)
+def test_pieces_join_to_the_whole_string_and_the_query_is_its_beginning(inp, out, intra, inter, text, label):
+    template = Template(inp, out, intra, inter)
+    whole = inp.format(text) + intra + out.format(label) + inter
+    pieces = template.pieces(text, label)
+    assert "".join(p for p, _ in pieces) == whole.rstrip(" ")
+    assert all(p and not p.endswith(" ") for p, _ in pieces)
+    query = "".join(p for p, _ in template.pieces(text))
+    assert whole.startswith(query + template.label_text(label))
+
+
+def test_roles_of_one_example_written_out(tokenizer):
+    (example,) = encode(tokenizer, Template(), [("apple pear", "fruit")])
+    tokens = tokenizer.convert_ids_to_tokens(example.ids)
+    assert list(zip(tokens, example.types)) == [
+        ("input", 1), (":", 1), ("Ġapple", 2), ("Ġpear", 2), ("Ċ", 0), ("output", 3), (":", 3), ("Ġfruit", 4), ("Ċ", 0)
+    ]  # fmt: skip
+
+
+@SETTINGS
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4))
+def test_pieces_tokenise_as_the_whole_string(tokenizer, rows):
+    """Tokenising piece by piece gives the ids of the string that a user would type."""
+    template = Template()
+    context = build_context(encode(tokenizer, template, rows))
+    text = "".join(f"input: {t}\noutput: {l}\n" for t, l in rows)
+    assert context.ids == tokenize(tokenizer, [text])[0]
+    assert tokenizer.decode(context.ids) == text
+
+
+@SETTINGS
+@given(st.text(max_size=40))
+def test_any_text_can_be_tokenised_and_comes_back(tokenizer, text):
+    text = text.encode("utf-8", "ignore").decode()
+    assert tokenizer.decode(tokenize(tokenizer, [text])[0], clean_up_tokenization_spaces=False) == text
+
+
+def test_context_numbers_examples_and_puts_the_instruction_first():
+    example = Encoded([7, 8, 9], [1, 0, 4])
+    context = build_context([example, example], instruction=[5, 6])
+    assert context.ids == [5, 6, 7, 8, 9, 7, 8, 9]
+    assert context.types == [1, 1, 1, 0, 4, 5, 0, 8]
+
+
+def test_only_the_text_is_cut(tokenizer):
+    (full,) = encode(tokenizer, Template(), [("apple pear melon berry", "fruit")])
+    (cut,) = encode(tokenizer, Template(), [("apple pear melon berry", "fruit")], max_text_tokens=1)
+    assert cut.cut == 3 and full.cut == 0
+    assert [t for t in full.types if t != 2] == [t for t in cut.types if t != 2]
+    assert cut.types.count(2) == 1
+
+
+def test_collate_pads_on_the_right():
+    ids, mask, types = collate([Encoded([5], [4]), Encoded([6, 7], [1, 4])])
+    assert ids.tolist() == [[5, 0], [6, 7]]
+    assert mask.tolist() == [[1, 0], [1, 1]]
+    assert torch.equal(types, torch.tensor([[4, 0], [1, 4]]))
+
+
+@pytest.mark.parametrize("bad", [{"input": "input:"}, {"output": "{} {}"}])
+def test_templates_need_one_place(bad):
+    with pytest.raises(MiniCPTError, match="exactly one"):
+        Template(**bad)
+
+
+def test_unequal_masks_raise():
+    with pytest.raises(MiniCPTError, match="one length"):
+        Encoded([1, 2], [1])
