@@ -44,6 +44,8 @@ def table(args) -> int:
     title = f"Few-shot accuracy, {args.model}, {args.data} data"
     paths = tables.write(results, Path(args.out), title, [])
     print(tables.to_text(tables.summary(results)))
+    if "overall.csv" in paths:
+        print(paths["overall.csv"].read_text())
     if args.report:
         paths |= report(Path(args.out))
     for path in paths.values():
@@ -98,8 +100,11 @@ def cell(args) -> int:
 
 def tasks(args) -> int:
     """List the tasks that come with the package, and the real ones."""
-    from .data import TASKS, load_task, real_specs
+    from .data import TASKS, load_task, manifest, real_specs
 
+    if args.manifest:
+        print(json.dumps(manifest(), indent=1))
+        return 0
     for name in TASKS:
         task = load_task(name)
         print(f"{name:8}  {task.title}: {len(task.verbalizers)} classes, {len(task.train)} train and {len(task.test)} "
@@ -178,7 +183,10 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=cell)
 
     for name, run in (("tasks", tasks), ("models", models), ("check-install", check_install)):
-        commands.add_parser(name, help=run.__doc__.split(".")[0], description=run.__doc__).set_defaults(run=run)
+        p = commands.add_parser(name, help=run.__doc__.split(".")[0], description=run.__doc__)
+        p.set_defaults(run=run)
+        if run is tasks:
+            p.add_argument("--manifest", action="store_true", help="print the splits' hashes (minicpt/assets/splits.json)")
     return main
 
 

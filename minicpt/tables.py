@@ -114,6 +114,46 @@ def paired(results, baseline="icl"):
     return _ordered(rows, [*KEYS, "difference", "std", "ci_low", "ci_high", "n"])
 
 
+def overall(results, baseline="icl"):
+    """One row a method: mean accuracy per dataset and over all, and the paired difference to the baseline, in percent.
+
+    Columns: model, method, a column a dataset (mean over shots and seeds), mean, difference, ci_low, ci_high, n. The
+    difference is taken within a seed after averaging its datasets and shots; the 95 % interval is over those n seeds.
+    Methods that lack a cell the baseline has are left out, zero-shot stands for every number of shots.
+    """
+    table = _starred(frame(results))
+    rows = []
+    for model, cells in table.groupby("model"):
+        # datasets first: each counts the same, however many shots it was run with
+        seeds = cells.groupby(["method", "dataset", "seed"]).accuracy.mean().unstack(["dataset", "seed"])
+        counts = cells.groupby("method").size()
+        full = seeds.notna().all(axis=1) & ((counts == counts.get(baseline)) | (counts.index == "zero"))
+        if not full.get(baseline, False):
+            raise ValueError(f"no complete set of {baseline!r} results for {model}: compute them first")
+        per_seed = 100 * seeds[full].T.groupby(level="seed").mean().T
+        datasets = 100 * seeds[full].T.groupby(level="dataset").mean().T
+        for method in per_seed.index:
+            mean, _, low, high = interval(per_seed.loc[method] - per_seed.loc[baseline])
+            own = datasets.loc[method].to_dict()
+            rows.append({"model": model, "method": method, **own, "mean": per_seed.loc[method].mean(),
+                         "difference": mean, "ci_low": low, "ci_high": high, "n": per_seed.shape[1]})
+    names = sorted({*table.dataset}, key=lambda name: _rank(pd.Series([name], name="dataset"))[0])
+    columns = ["model", "method", *names, "mean", "difference", "ci_low", "ci_high", "n"]
+    return pd.DataFrame(rows)[columns].sort_values(["model", "method"], key=_rank, ignore_index=True)
+
+
+def overall_rows(table, baseline="icl"):
+    """The rows of `overall` as people read them: header and cells, the difference with its interval."""
+    datasets = list(table.columns[2:-5])
+    header = ["method", *datasets, "mean", f"minus {METHODS[baseline]} [95 %]"]
+    rows = []
+    for row in table.to_dict("records"):
+        means = [f"{row[name]:.1f}" for name in [*datasets, "mean"]]
+        gap = f"{row['difference']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
+        rows.append([METHODS.get(row["method"], row["method"]), *means, "" if row["method"] == baseline else gap])
+    return header, rows
+
+
 def wide(summary, best="**{}**"):
     """The table people read: rows (model, shots, method), a column a dataset, cells "61.2 ±4.1" (mean ± std, percent).
 
@@ -154,7 +194,7 @@ def to_markdown(summary, title, notes):
              "each number of shots; `*` after a dataset: arbitrary labels; `mean`: over the datasets without `*`."]
     for model, rows in summary.groupby("model"):
         table = wide(rows).droplevel("model").reset_index()
-        parts += [f"## {model}", _pipes(table.columns, table.to_numpy())]
+        parts += [f"## {model}", pipes(table.columns, table.to_numpy())]
     if summary.reported.notna().any():
         parts += ["## Beside published numbers", "Inside the interval for one new observation of ours is no "
                   "contradiction, a wide interval no agreement. Sources: `assets/published.json`.", _beside(summary)]
@@ -169,10 +209,11 @@ def _beside(summary):
         judged = ["one seed", "-"] if math.isnan(low) else [f"{max(low, 0):.1f} to {min(high, 100):.1f}", inside]
         rows.append([row.model, row.dataset, METHODS.get(row.method, row.method), row.shots, f"{row.mean:.1f}", *judged,
                      f"{row.reported:.2f}", row.reported_source])
-    return _pipes([*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"], rows)
+    return pipes([*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"], rows)
 
 
-def _pipes(header, rows):
+def pipes(header, rows):
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
@@ -190,12 +231,23 @@ def to_latex(summary):
 
 
 def write(results, folder, title, notes):
-    """Write table.csv (the summary) and table.md into folder, each whole or not at all; return {suffix: path}."""
+    """Write table.csv (the summary), overall.csv and table.md into folder, each whole or not at all; return the paths.
+
+    overall.csv and its part of table.md need a complete set of ICL results and are left out without one.
+    """
     folder, table = Path(folder), summary(results)
-    texts = {"csv": table.to_csv(index=False, float_format="%.4f"), "md": to_markdown(table, title, notes)}
-    for suffix, text in texts.items():
-        write_atomically(folder / f"table.{suffix}", text)
-    return {suffix: folder / f"table.{suffix}" for suffix in texts}
+    texts = {"table.csv": table.to_csv(index=False, float_format="%.4f")}
+    try:
+        means = overall(results)
+        texts["overall.csv"] = means.to_csv(index=False, float_format="%.4f")
+        notes = [*notes, "Means over shots and seeds; the difference is paired within seeds, with its 95 % interval.",
+                 *(pipes(*overall_rows(rows)) for _, rows in means.groupby("model"))]
+    except ValueError:
+        pass
+    texts["table.md"] = to_markdown(table, title, notes)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return {name: folder / name for name in texts}
 
 
 def load_published(path=None):

@@ -324,3 +324,31 @@ def test_a_bad_published_file_names_the_entry(tmp_path, spoil, message):
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         tables.load_published(path)
+
+
+def test_overall_is_the_paired_difference_of_the_seeds_means():
+    rows = []
+    accuracies = {"zero": [0.3, 0.4], "icl": [0.5, 0.7], "cpt": [0.6, 0.9]}
+    for method, by_seed in accuracies.items():
+        for seed, value in enumerate(by_seed):
+            for dataset, shift in (("trec", 0.0), ("sst2", 0.1)):
+                for shots in [0] if method == "zero" else [2, 4]:
+                    # at 4 shots 0.02 more: the mean over shots is value + shift + 0.01
+                    rows.append(result(dataset=dataset, method=method, shots=shots, seed=seed,
+                                       accuracy=value + shift + (0.02 if shots == 4 else 0)))  # fmt: skip
+    table = tables.overall(rows).set_index("method")
+    assert list(table.index) == ["zero", "icl", "cpt"] and list(table.columns[1:3]) == ["sst2", "trec"]
+    assert table.loc["cpt", "trec"] == pytest.approx(100 * (0.75 + 0.01))
+    assert table.loc["cpt", "mean"] == pytest.approx(100 * (0.75 + 0.05 + 0.01))
+    assert table.loc["cpt", "difference"] == pytest.approx(15) and table.loc["icl", "difference"] == 0
+    expected = stats.t.interval(0.95, 1, 15, 10 / math.sqrt(2) / math.sqrt(2))  # differences 10 and 20
+    assert (table.loc["cpt", "ci_low"], table.loc["cpt", "ci_high"]) == pytest.approx(expected)
+    assert table.loc["zero", "difference"] == pytest.approx(-26)
+
+    header, cells = tables.overall_rows(tables.overall(rows))
+    assert header == ["method", "sst2", "trec", "mean", "minus ICL [95 %]"] and cells[1][-1] == ""
+
+    incomplete = [row for row in rows if (row["config"]["method"], row["config"]["shots"]) != ("cpt", 4)]
+    assert list(tables.overall(incomplete).method) == ["zero", "icl"]  # half a method has no overall mean
+    with pytest.raises(ValueError, match="no complete set of 'icl' results"):
+        tables.overall([row for row in rows if row["config"]["method"] != "icl"])
