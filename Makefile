@@ -1,5 +1,5 @@
 # Two commands do everything, set-up included: `make reproduce` and `make test`.
-# An active conda environment is used as it is; otherwise a .venv is made here.
+# The conda environment of environment.yml is used while it is active; otherwise a .venv is made here.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,12 +8,14 @@ SHELL := /bin/bash
 DATA ?= micro
 DATA_DIR ?=
 WORKERS ?= 2
-ifneq ($(CONDA_PREFIX),)
+ifeq ($(CONDA_DEFAULT_ENV),minicpt)
   BIN := $(CONDA_PREFIX)/bin
   STAMP := $(CONDA_PREFIX)/.minicpt-installed
+  PINS :=
 else
   BIN := .venv/bin
   STAMP := .venv/.minicpt-installed
+  PINS := -c .ci/constraints.txt
 endif
 PYTHON := $(BIN)/python
 
@@ -32,7 +34,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	@test -x $(PYTHON) || python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "minicpt needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1)." >&2; exit 1; }
 	@test -x $(PYTHON) || python3 -m venv .venv
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(if $(CONDA_PREFIX),,-c .ci/constraints.txt) -e '.[test]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[test]'
 	@touch $@
 
 ifeq ($(DATA),real)

@@ -61,7 +61,7 @@ def k_shot(rng, rows, classes, k):
     return rng.sample([pools[c].pop() for c in queue[:k]], k)
 
 
-def accuracy(model, tokenizer, seeds=5, queries=200, shots=(0, 2, 4, 6)):
+def accuracy(model, tokenizer, seeds=5, queries=200, shots=SHOTS):
     """Accuracy (%) for every task, kind of labels and number of shots: {"trec/canonical": {"2": [seed, ...]}}."""
     model.eval()
     encode, table = lambda text: tokenizer(text)["input_ids"], {}
@@ -73,15 +73,16 @@ def accuracy(model, tokenizer, seeds=5, queries=200, shots=(0, 2, 4, 6)):
             cells = table[f"{name}/{kind}"] = {str(k): [] for k in shots}
             for seed in range(seeds):
                 rng = random.Random(seed)
-                words = spec["verbalizers"].values() if kind == "canonical" else rng.sample(spec["arbitrary_labels"], len(classes))
-                label = dict(zip(classes, words))
+                drawn = rng.sample(spec["arbitrary_labels"], len(classes))
+                label = spec["verbalizers"] if kind == "canonical" else dict(zip(classes, drawn))
                 test = [r for c in classes for r in rng.sample(
                     [r for r in rows if r["split"] == "test" and r["label"] == c], math.ceil(queries / len(classes)))]
                 asked = [encode(f"input: {r['text']}\noutput:") for r in test]
                 candidates = [encode(" " + label[c])[0] for c in classes]
                 for k in shots:
                     context = k_shot(rng, [r for r in rows if r["split"] == "train"], classes, k)
-                    head = encode("".join(f"input: {r['text']}\noutput: {label[r['label']]}\n" for r in context)) if k else []
+                    shown = [f"input: {r['text']}\noutput: {label[r['label']]}\n" for r in context]
+                    head = encode("".join(shown)) if k else []
                     best = predict(model, [head + q for q in asked], [candidates] * len(asked))
                     hits = [classes[b] == r["label"] for b, r in zip(best, test)]
                     cells[str(k)].append(round(100 * mean(hits), 2))
@@ -100,13 +101,16 @@ def verdicts(table, exact):
         "trec: rising from 2 to 6 shots": trec[6] > trec[4] > trec[2],
         "trec: 6 shots >= chance + 15 (31.7)": trec[6] >= 100 / 6 + 15,
         "sst2 (arbitrary): 4 shots > zero-shot": sst[4] > sst[0],
-        "no task with zero-shot and ICL both above 90": not any(c[0] > 90 and max(c[2], c[4], c[6]) > 90 for c in m.values()),
+        "no task with zero-shot and ICL both above 90": not any(
+            c[0] > 90 and max(c[k] for k in SHOTS[1:]) > 90 for c in m.values()),
     }
 
 
 def measure(folder):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
-    result = {"exact_match": round(exact_match(model, W.Ids(tokenizer), 1000), 4), "accuracy": accuracy(model, tokenizer)}
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    exact = round(exact_match(model, W.Ids(tokenizer), 1000), 4)
+    result = {"exact_match": exact, "accuracy": accuracy(model, tokenizer)}
     result["gates"] = verdicts(result["accuracy"], result["exact_match"])
     (folder / "gates.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"exact match {result['exact_match']}")
@@ -127,8 +131,8 @@ def curve_rows(log):
     for line in (x for x in log if "exact_match" in x):
         table = line["gates"] or {}
         cell = lambda k: f"{mean(mean(c[k]) for c in table.values()):.1f}" if table else "-"
-        rows.append([line["step"], line["phase"], f"{line['tokens'] / 1e6:.2f} M", line["label_loss"], line["text_loss"] or "-",
-                     line["label"] or "-", f"{line['exact_match']:.2f}", *map(cell, "0246")])
+        rows.append([line["step"], line["phase"], f"{line['tokens'] / 1e6:.2f} M", line["label_loss"],
+                     line["text_loss"] or "-", line["label"] or "-", f"{line['exact_match']:.2f}", *map(cell, "0246")])
     return rows
 
 
@@ -137,7 +141,7 @@ def plot(logs, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    for name, log, style in zip(("seed A", "seed B"), logs.values(), ("-", "--")):
+    for (name, log), style in zip(logs.items(), ("-", "--")):
         million = [x["tokens"] / 1e6 for x in log]
         left.plot(million, [x["label_loss"] for x in log], style, color="#0072B2", label=f"label loss, {name}")
         tested = [x for x in log if "exact_match" in x]
@@ -150,9 +154,9 @@ def plot(logs, path):
     left.set(xlabel="million tokens", ylabel="cross-entropy of labels")
     right.set(xlabel="million tokens", ylabel="accuracy (%)", ylim=(0, 100))
     left.legend(fontsize=6)
-    right.legend(fontsize=6)
+    right.legend(fontsize=6, loc="lower right")
     fig.tight_layout()
-    fig.savefig(path, dpi=90)
+    fig.savefig(path, dpi=75)
 
 
 def ship(runs):
@@ -163,13 +167,14 @@ def ship(runs):
     icl = {n: mean(mean(c[k]) for c in r["accuracy"].values() for k in "246") for n, r in results.items()}
     best = max(runs, key=lambda run: icl[run.name])
     for name in ("config.json", "generation_config.json", "model.safetensors"):
-        shutil.copy(best / "model" / name, folder / name)
+        shutil.copyfile(best / "model" / name, folder / name)
     model = AutoModelForCausalLM.from_pretrained(folder)
     plot(logs, folder / "curves.png")
 
     cell = lambda v: f"{mean(v):.1f} ± {pstdev(v):.1f}"
     tasks = results[best.name]["accuracy"]
-    accuracy_rows = [[task, n, *(cell(r["accuracy"][task][str(k)]) for k in SHOTS)] for task in tasks for n, r in results.items()]
+    accuracy_rows = [[task, n, *(cell(r["accuracy"][task][str(k)]) for k in SHOTS)]
+                     for task in tasks for n, r in results.items()]
     verdict_rows = [[gate, *("met" if r["gates"][gate] else "**MISSED**" for r in results.values())]
                     for gate in results[best.name]["gates"]]
     aim_rows = []
@@ -183,8 +188,9 @@ def ship(runs):
     card = CARD.format(
         parameters=f"{model.num_parameters():,}", layers=model.config.num_hidden_layers, width=model.config.hidden_size,
         heads=model.config.num_attention_heads, ff=model.config.intermediate_size, vocab=model.config.vocab_size,
-        size=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}", best=best.name,
-        commands="\n".join(f"python data_scripts/pretrain_micro.py --seed {i} --out runs/{run.name}" for i, run in enumerate(runs)),
+        words=len(W.world_words()), size=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}", best=best.name,
+        commands="\n".join(f"python data_scripts/pretrain_micro.py --seed {run.name[1:]} --out runs/{run.name}"
+                           for run in runs),
         runs=" ".join(f"runs/{run.name}" for run in runs),
         cost=markdown(["run", "steps", "tokens", "wall time (min)", "mean ICL accuracy (%)", "exact match"],
                       [[n, x["step"], f"{x['tokens'] / 1e6:.1f} M", f"{x['seconds'] / 60:.0f}", f"{icl[n]:.1f}",
@@ -202,11 +208,12 @@ def ship(runs):
 
 CARD = """# Micro base model
 
-A Llama with {parameters} parameters ({layers} layers, width {width}, {heads} heads, feed-forward {ff}, RoPE theta 500, tied
-embeddings, no biases, vocabulary {vocab}, {size} MB fp32), pretrained from a plain random initialisation on a generated
-world ([make_micro_world.py](../../../data_scripts/make_micro_world.py)) of about 1700 English words. It knows no other
-English. It exists so that prompt-tuning methods can be taught and tested offline in seconds; it is not a language model
-for any other use. It loads with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
+A Llama with {parameters} parameters ({layers} layers, width {width}, {heads} heads, feed-forward {ff}, RoPE theta
+500, tied embeddings, no biases, vocabulary {vocab}, {size} MB fp32), pretrained from a plain random initialisation on
+a generated world ([make_micro_world.py](../../../data_scripts/make_micro_world.py)) of {words} English words. It
+knows no other English. It exists so that prompt-tuning methods can be taught and tested offline in seconds; it is not
+a language model for any other use. It loads with `AutoModelForCausalLM.from_pretrained` and
+`AutoTokenizer.from_pretrained`.
 
 ## How it was made
 
@@ -217,45 +224,56 @@ python data_scripts/pretrain_micro.py --gates RUN      # for each run
 python data_scripts/pretrain_micro.py --ship {runs}
 ```
 
-Curriculum: (0) copying repeated random strings over 128 words, (1) key-value rows, (2) exact-match examples in the prompt
-templates, (3) the full mixture: 70 % episodes, 30 % sentences. Muon on matrices, AdamW on embeddings and norms, bf16
-autocast. Phases 0-2 end when exact-match accuracy in the training rows passes a threshold. Rows are 128 tokens in phase 3;
-half the batches of its last fifth (10 % of its tokens) are rows of 512. Each run used one thread of a shared 2-core CPU
-machine. On the same machine a seed gives the same data and schedule.
+Curriculum: (0) copying repeated random strings over 128 words, (1) key-value rows, (2) exact-match examples in the
+prompt templates, (3) the full mixture: 70 % episodes, 30 % sentences. Muon on matrices, AdamW on embeddings and
+norms, bf16 autocast. Phases 0-2 end when exact-match accuracy in the training rows passes a threshold. Rows are 128
+tokens in phase 3; half the batches of its last fifth (10 % of its tokens) are rows of 512. Each run used one thread
+of a shared 2-core CPU machine. On the same machine a seed gives the same data and schedule.
 
 {cost}
 
-Shipped: **{best}** (rule: the run with the higher mean in-context accuracy over all tasks, both kinds of labels and 2, 4 and 6 shots).
+These are the second pair of runs. The first pair (the same code with 4800 steps of phase 3 planned) was stopped after
+3800 steps in all, because set_cls with its own concept names had passed 90 % both zero-shot and with 6 shots (100 and
+100 at step 3500 of seed 0, 2 seeds x 60 queries), and sst2 with arbitrary labels did not gain from 4 shots in seed 1 (50
+zero-shot, 46). Changed then, on zero-shot and in-context accuracy alone: two of the four set_cls concepts unnamed,
+sentiment episodes 24 % instead of 18 %, 60 % instead of 40 % of them hard, bare word lists 46 % instead of 40 % of the
+set episodes, 4000 steps.
 
-**What is held out.** No training episode opposes two classes of one evaluation task; their canonical labels are never episode
-labels. A single evaluation class does appear in episodes, with arbitrary labels, so the *words* are not unseen. Sentences name
-the evaluation classes ("so it is about sports.") except these, which only occur unnamed: {unnamed}.
+Shipped: **{best}** (rule: the run with the higher mean in-context accuracy over all tasks, both kinds of labels and
+2, 4 and 6 shots).
+
+**What is held out.** No training episode opposes two classes of one evaluation task; their canonical labels are never
+episode labels. A single evaluation class does appear in episodes, with arbitrary labels, so the *words* are not
+unseen. Sentences name the evaluation classes ("so it is about sports.") except these, which only occur unnamed:
+{unnamed}.
 
 ## Accuracy
 
 Percent, mean ± standard deviation over 5 evaluation seeds (examples, labels and queries are drawn anew; at least 200
-balanced queries each); the answer is the best of the task's label tokens. k shots = k examples in total, distinct classes
-first. Chance: sst2 50, ag_news 25, trec 16.7, dbpedia 7.1, set_cls 25. "canonical" = the task's own label words, "arbitrary" = meaningless
-words drawn for each seed. With fewer shots than classes, arbitrary labels allow at most about k / classes.
+balanced queries each); the answer is the best of the task's label tokens. k shots = k examples in total, distinct
+classes first. Chance: sst2 50, ag_news 25, trec 16.7, dbpedia 7.1, set_cls 25. "canonical" = the task's own label
+words, "arbitrary" = meaningless words drawn for each seed. With fewer shots than classes, arbitrary labels allow at
+most about k / classes.
 
 {accuracy}
 
 ## Gates
 
-Fixed before any trained method was compared; none of them looks at a trained method. Exact match: the query's text is one of
-the context's (chance about 0.36).
+Fixed before any trained method was compared; none of them looks at a trained method. Exact match: the query's text is
+one of the context's (chance about 0.36).
 
 {gates}
 
-Aim beyond the gates (not a gate): zero-shot / 2 / 4 shots with canonical labels shaped like a real model's; "near" means that all
-three numbers are within 15 points of the published ones.
+Aim beyond the gates (not a gate): zero-shot / 2 / 4 shots with canonical labels shaped like a real model's; "near"
+means that all three numbers are within 15 points of the published ones.
 
 {aims}
 
 ## Curves
 
-`label loss`, `text loss` and `label accuracy` are means over the last 50 training steps (full vocabulary, labels after their first use; phases 0-1
-have no such labels). `exact match` and `tasks` (mean over all tasks and both kinds of labels; 2 seeds x 60 queries) are measured at that step.
+`label loss`, `text loss` and `label accuracy` are means over the last 50 training steps (full vocabulary, labels
+after their first use; phases 0-1 have no such labels). `exact match` and `tasks` (mean over all tasks and both kinds
+of labels; 2 seeds x 60 queries) are measured at that step.
 
 ![curves](curves.png)
 
@@ -265,7 +283,6 @@ have no such labels). `exact match` and `tasks` (mean over all tasks and both ki
 
 * Small world, template sentences; texts outside it fall back to bytes the model has never seen.
 * Contexts above 512 tokens were not trained (the configuration allows 1024).
-* Two pretraining seeds; numbers move by several points from seed to seed, and the standard deviations above are between evaluation
-  seeds of one model, not between models.
-* Zero-shot accuracy of a named class switches on rather abruptly in training; it was not tuned further.
+* Two pretraining seeds; numbers move by several points from seed to seed, and the standard deviations above are
+  between evaluation seeds of one model, not between models.
 """

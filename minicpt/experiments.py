@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -148,11 +148,20 @@ def run_cell(cell: Cell) -> dict:
         "log_scores": [[round(x, 4) for x in row] for row in raw.tolist()],
         "log_scores_calibrated": [[round(x, 4) for x in row] for row in calibrated.tolist()],
         "seconds": {"load": loaded - started, "fit": fitted - loaded, "score": time.perf_counter() - fitted},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": _peak_memory_mb(),
         "device": str(base.device),
         "threads": torch.get_num_threads(),
         "versions": {p: version(p) for p in ("torch", "transformers", "peft")} | {"python": platform.python_version()},
     }
+
+
+def _peak_memory_mb() -> float | None:
+    """Largest resident size of this process so far; None on Windows, which has no getrusage."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 # ---- the store ------------------------------------------------------------------------------------------------------

@@ -263,9 +263,9 @@ def test_latex_escapes_and_rules():
     assert text.count("\\midrule") == 2 and all(line.count("&") == 3 for line in text.splitlines() if "&" in line)
 
 
-def test_write_leaves_two_files_that_can_be_read_back(tmp_path, results):
+def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
     paths = tables.write(results, tmp_path / "new", "Title", ["Notes"])
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "table.md"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "overall.csv", "table.md"}
     numbers = ["std", "ci_low", "ci_high", "reported"]
     back = pd.read_csv(paths["csv"], keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
     pd.testing.assert_frame_equal(back, tables.summary(results), check_dtype=False, atol=1e-4)
