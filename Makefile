@@ -20,7 +20,7 @@ endif
 PYTHON := $(BIN)/python
 
 # one thread a process: on small models more threads cost time; parallelism is over processes
-export OMP_NUM_THREADS := 1
+export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup reproduce test quick lab check-install notebooks clean

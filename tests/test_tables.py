@@ -267,9 +267,9 @@ def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
     paths = tables.write(results, tmp_path / "new", "Title", ["Notes"])
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "overall.csv", "table.md"}
     numbers = ["std", "ci_low", "ci_high", "reported"]
-    back = pd.read_csv(paths["csv"], keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
+    back = pd.read_csv(paths["table.csv"], keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
     pd.testing.assert_frame_equal(back, tables.summary(results), check_dtype=False, atol=1e-4)
-    assert paths["md"].read_text(encoding="utf-8").startswith("# Title")
+    assert paths["table.md"].read_text(encoding="utf-8").startswith("# Title")
 
 
 def test_write_never_leaves_half_a_table(tmp_path, results, monkeypatch):
