@@ -59,7 +59,8 @@ def main() -> None:
     if failures:
         raise SystemExit("\n".join(failures))
     scores = pd.DataFrame(
-        [(m, json.dumps(s), store.get(cell)["accuracy"]) for m, s, cell in cells], columns=["method", "setting", "accuracy"]
+        [(m, json.dumps(s), store.get(cell)["accuracy"]) for m, s, cell in cells],
+        columns=["method", "setting", "accuracy"],
     )
     means = scores.groupby(["method", "setting"], sort=False).accuracy.mean()
     print(means.to_string())
@@ -74,7 +75,8 @@ def main() -> None:
     )
     knobs = {m: [*GRIDS[m]] for m in GRIDS}
     tuning = {
-        m: [{**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)} for s, a in means[m].items()] for m in GRIDS
+        m: [{**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)} for s, a in means[m].items()]
+        for m in GRIDS
     }
     chosen["micro"] = {"how": how, **{m: micro[m] for m in METHODS if m in micro}}
     chosen["micro_tuning"] = tuning

@@ -45,7 +45,8 @@ def table(args) -> int:
     paths = tables.write(results, Path(args.out), title, [])
     print(tables.to_text(tables.summary(results)))
     if "overall.csv" in paths:
-        print(paths["overall.csv"].read_text())
+        header, rows = tables.overall_rows(tables.overall(results))
+        print(tables.pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
     if args.report:
         paths |= report(Path(args.out))
     for path in paths.values():
@@ -90,7 +91,8 @@ def cell(args) -> int:
         return 0
     loss = result["history"]["loss"]
     print(f"{one}, labels {result['config']['labels']}: {result['verbalizers']}")
-    print(f"accuracy {result['accuracy']:.3f}, calibrated {result['accuracy_calibrated']:.3f} ({len(result['truth'])} queries)")
+    raw, calibrated = result["accuracy"], result["accuracy_calibrated"]
+    print(f"accuracy {raw:.3f}, calibrated {calibrated:.3f} ({len(result['truth'])} queries)")
     if loss:
         print(f"loss {loss[0]:.3f} -> {loss[-1]:.3f} in {len(loss)} steps")
     print("seconds " + ", ".join(f"{k} {v:.2f}" for k, v in result["seconds"].items()))
@@ -128,7 +130,17 @@ def check_install(args) -> int:
     """Versions, device, one forward pass and one CPT step, in less than half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    for package in ("torch", "transformers", "peft", "datasets", "jupyterlab", "matplotlib", "papermill", "nbval", "pytest"):
+    for package in (
+        "torch",
+        "transformers",
+        "peft",
+        "datasets",
+        "jupyterlab",
+        "matplotlib",
+        "papermill",
+        "nbval",
+        "pytest",
+    ):
         try:
             print(f"{package:13} {version(package)}")
         except PackageNotFoundError:
@@ -151,20 +163,34 @@ def parser() -> argparse.ArgumentParser:
     from .experiments import SHOTS, TABLE_METHODS
     from .methods import METHODS
 
-    main = argparse.ArgumentParser(prog="python -m minicpt", description="Context-aware Prompt Tuning: few-shot tables.")
+    main = argparse.ArgumentParser(
+        prog="python -m minicpt", description="Context-aware Prompt Tuning: few-shot tables."
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
-    common.add_argument("--data", default="micro", choices=("micro", "real"), help="embedded tasks, or the real ones [micro]")
-    common.add_argument("--data-dir", help="folder with the real data in the hub's schema [$MINICPT_DATA, else the hub]")
-    common.add_argument("--labels", default="", choices=("", "canonical", "arbitrary"), help="label words [the task's own choice]")
+    common.add_argument(
+        "--data", default="micro", choices=("micro", "real"), help="embedded tasks, or the real ones [micro]"
+    )
+    common.add_argument(
+        "--data-dir", help="folder with the real data in the hub's schema [$MINICPT_DATA, else the hub]"
+    )
+    common.add_argument(
+        "--labels", default="", choices=("", "canonical", "arbitrary"), help="label words [the task's own choice]"
+    )
     common.add_argument("--n-test", type=int, default=200, help="queries per cell [200]")
     common.add_argument("--per-class", action="store_true", help="count shots per class, not in total")
-    common.add_argument("--label-score", default="mean", choices=LABEL_SCORES, help="log-probability over the label's tokens [mean]")
+    common.add_argument(
+        "--label-score", default="mean", choices=LABEL_SCORES, help="log-probability over the label's tokens [mean]"
+    )
     common.add_argument("--max-length", type=int, help="longest prompt in tokens [the model's limit]")
 
-    p = commands.add_parser("table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__)
-    p.add_argument("--datasets", nargs="+", default=TASKS, metavar="TASK", help=f"{' '.join(TASKS)}, or a .json file of yours")
+    p = commands.add_parser(
+        "table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__
+    )
+    p.add_argument(
+        "--datasets", nargs="+", default=TASKS, metavar="TASK", help=f"{' '.join(TASKS)}, or a .json file of yours"
+    )
     p.add_argument("--methods", nargs="+", default=TABLE_METHODS, metavar="METHOD", help=" ".join(METHODS))
     p.add_argument("--shots", nargs="+", type=int, default=SHOTS, metavar="K", help="examples in the context [2 4 6]")
     p.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 upwards [5]")
@@ -186,7 +212,9 @@ def parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=run.__doc__.split(".")[0], description=run.__doc__)
         p.set_defaults(run=run)
         if run is tasks:
-            p.add_argument("--manifest", action="store_true", help="print the splits' hashes (minicpt/assets/splits.json)")
+            p.add_argument(
+                "--manifest", action="store_true", help="print the splits' hashes (minicpt/assets/splits.json)"
+            )
     return main
 
 

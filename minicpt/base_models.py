@@ -74,7 +74,9 @@ def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto
     if source.startswith((".", "~")) or os.path.isabs(source):
         source = str(Path(source).expanduser())
         if not (Path(source) / "config.json").is_file():
-            raise MiniCPTError(f"{name!r} is no model folder (no config.json in it). Use 'micro', a folder, a hub name.")
+            raise MiniCPTError(
+                f"{name!r} is no model folder (no config.json in it). Use 'micro', a folder, a hub name."
+            )
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

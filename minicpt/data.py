@@ -40,7 +40,7 @@ class Task:
 
 
 def _rows_sha(rows: list[Row]) -> str:
-    return hashlib.sha256("\n".join(f"{t}\t{l}" for t, l in rows).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(f"{text}\t{label}" for text, label in rows).encode()).hexdigest()[:16]
 
 
 def _templates(pools: dict) -> list[Template]:
@@ -93,7 +93,9 @@ def load_task_file(path: str | Path) -> Task:
     except json.JSONDecodeError as error:
         raise MiniCPTError(f"{path} is not valid JSON: {error}.") from error
     if spec.get("sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
-        raise MiniCPTError(f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.')
+        raise MiniCPTError(
+            f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.'
+        )
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
         try:
@@ -119,7 +121,8 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
         raise unknown("real task", name, specs)
     spec, data_dir = specs[name], data_dir or os.environ.get("MINICPT_DATA")
     rows = {
-        split: _load_split(spec, split, Path(data_dir).expanduser() if data_dir else None) for split in ("train", "test")
+        split: _load_split(spec, split, Path(data_dir).expanduser() if data_dir else None)
+        for split in ("train", "test")
     }
     return _build({**spec, "name": name}, rows["train"], rows["test"])
 
@@ -132,7 +135,9 @@ def _load_split(spec: dict, split: str, data_dir: Path | None) -> list[Row]:
         folder = data_dir / spec["folder"]
         file = folder / f"{split}.jsonl"
         if not file.is_file():
-            raise MiniCPTError(f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl.")
+            raise MiniCPTError(
+                f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl."
+            )
         table = datasets.load_dataset("json", data_files=str(file), split="train")
         where = str(file)
     else:
@@ -142,9 +147,10 @@ def _load_split(spec: dict, split: str, data_dir: Path | None) -> list[Row]:
         if column not in table.column_names:
             raise MiniCPTError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}.")
     classes = list(spec["verbalizers"])
-    texts, labels = table[spec["text_column"]], table[spec["label_column"]]
+    rows = zip(table[spec["text_column"]], table[spec["label_column"]])
     # the TREC trap: label numbers mean the hub's order of classes, which is the order of the verbalizers here
-    return [(t.strip(), classes[l] if 0 <= l < len(classes) else f"label {l}") for t, l in zip(texts, labels)]
+    named = dict(enumerate(classes))
+    return [(text.strip(), named.get(label, f"label {label}")) for text, label in rows if text.strip()]
 
 
 def _load_hub(spec: dict, split: str):
@@ -156,7 +162,9 @@ def _load_hub(spec: dict, split: str):
         try:
             return datasets.load_dataset(spec["hub"], spec.get("config"), split=hub_split)
         except RuntimeError:  # "Dataset scripts are no longer supported"
-            return datasets.load_dataset(spec["hub"], spec.get("config"), split=hub_split, revision="refs/convert/parquet")
+            return datasets.load_dataset(
+                spec["hub"], spec.get("config"), split=hub_split, revision="refs/convert/parquet"
+            )
     except (OSError, ValueError) as error:
         raise MiniCPTError(
             f"Cannot load {spec['hub']} from the hub: {str(error).splitlines()[0]} Without a network, give a folder in "
@@ -219,7 +227,10 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     for rows in by_class.values():
         generator.shuffle(rows)
     # round r takes the r-th row of every class that has one: distinct classes first
-    rounds = [[by_class[c][r] for c in order if r < len(by_class[c])] for r in range(max(map(len, by_class.values()), default=0))]
+    rounds = [
+        [by_class[c][r] for c in order if r < len(by_class[c])]
+        for r in range(max(map(len, by_class.values()), default=0))
+    ]
     if per_class:
         small = {c: len(by_class[c]) for c in order if len(by_class[c]) < k}
         if small:
@@ -255,7 +266,7 @@ def make_split(
     chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
     queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
     if not queries:
-        raise MiniCPTError(f"{task.name} has no test rows; mark some rows with \"split\": \"test\".")
+        raise MiniCPTError(f'{task.name} has no test rows; mark some rows with "split": "test".')
     template = random.Random(f"template {seed}").choice(task.templates)
     words = label_words(task, labels or task.default_labels, seed)
     *others, last = words.values()

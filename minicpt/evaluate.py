@@ -15,7 +15,7 @@ LABEL_SCORES = ("mean", "sum", "first")
 
 
 def check_candidates(candidates: dict[str, list[int]]) -> None:
-    """Raise `MiniCPTError` if a label has no token or two labels have the same ones: they could not be told apart."""
+    """Raise `MiniCPTError` if a label has no token, or two labels have the same ones and could not be told apart."""
     seen: dict[tuple, str] = {}
     for label, ids in candidates.items():
         if not ids:

@@ -121,7 +121,12 @@ def run_cell(cell: Cell) -> dict:
     started = time.perf_counter()
     base = _base(cell.model)
     split = make_split(
-        _task(cell.dataset, cell.data, cell.data_dir), cell.shots, cell.seed, cell.n_test, cell.labels or None, cell.per_class
+        _task(cell.dataset, cell.data, cell.data_dir),
+        cell.shots,
+        cell.seed,
+        cell.n_test,
+        cell.labels or None,
+        cell.per_class,
     )
     loaded = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -231,7 +236,9 @@ class Store:
 def _start_worker() -> None:
     import torch
 
-    torch.set_num_threads(1)  # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
+    torch.set_num_threads(
+        1
+    )  # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it lets running cells finish
 
 

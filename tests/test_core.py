@@ -173,7 +173,9 @@ def test_prompt_embedding_text_equals_peft_with_t5s_shared_embedding():
 
     from minicpt.base_models import MICRO
 
-    model = T5ForConditionalGeneration(T5Config(vocab_size=2000, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=2000, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
+    )
     kwargs = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=6, prompt_tuning_init="TEXT", token_dim=16,
                   num_transformer_submodules=2, tokenizer_name_or_path=str(MICRO),
                   prompt_tuning_init_text="the movie was good")  # fmt: skip

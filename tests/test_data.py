@@ -78,7 +78,7 @@ def test_embedded_tasks(name, classes):
     task = data.load_task(name)
     assert len(task.verbalizers) == classes
     assert not {t for t, _ in task.train} & {t for t, _ in task.test}  # no test text is a training text
-    assert min(Counter(l for _, l in task.train).values()) >= 6
+    assert min(Counter(label for _, label in task.train).values()) >= 6
     assert len(task.test) >= 600
     assert not set(task.arbitrary_labels) & set(task.verbalizers.values())
 

@@ -44,7 +44,10 @@ def test_the_key_names_everything_that_matters():
     assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
     assert replace(CELL, data_dir="elsewhere").key() == CELL.key()
     config = CELL.config()
-    assert json.loads(json.dumps(config)) == config and len(config["task_sha256"]) == len(config["model_fingerprint"]) == 16
+    assert (
+        json.loads(json.dumps(config)) == config
+        and len(config["task_sha256"]) == len(config["model_fingerprint"]) == 16
+    )
 
 
 def test_grid_has_zero_shot_once_per_seed():
@@ -170,4 +173,6 @@ def test_bad_arguments_end_with_one_clear_line(args, message):
 
 def test_help_names_every_command():
     text = command("--help").stdout
-    assert all(re.search(rf"^\s+{name}\b", text, re.M) for name in ("table", "cell", "tasks", "models", "check-install"))
+    assert all(
+        re.search(rf"^\s+{name}\b", text, re.M) for name in ("table", "cell", "tasks", "models", "check-install")
+    )

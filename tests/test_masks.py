@@ -53,9 +53,9 @@ def test_pieces_tokenise_as_the_whole_string(tokenizer, rows):
     """Tokenising piece by piece gives the ids of the string that a user would type."""
     template = Template()
     context = build_context(encode(tokenizer, template, rows))
-    text = "".join(f"input: {t}\noutput: {l}\n" for t, l in rows)
-    assert context.ids == tokenize(tokenizer, [text])[0]
-    assert tokenizer.decode(context.ids) == text
+    whole = "".join(f"input: {text}\noutput: {label}\n" for text, label in rows)
+    assert context.ids == tokenize(tokenizer, [whole])[0]
+    assert tokenizer.decode(context.ids) == whole
 
 
 @SETTINGS

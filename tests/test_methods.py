@@ -149,7 +149,7 @@ def test_icl_is_the_written_out_prompt(random_base, split):
 
 
 def test_cpt_with_no_room_to_move_is_icl(random_base, split):
-    """"As epsilon goes to 0, CPT becomes ICL" (paper 3.2.2)."""
+    """ "As epsilon goes to 0, CPT becomes ICL" (paper 3.2.2)."""
     icl = methods.fit("icl", random_base, split).scores(texts_of(split))[0]
     tiny = methods.fit("cpt", random_base, split, {**HP, "epsilon": 0.0, "epsilon_format": 0.0})
     torch.testing.assert_close(tiny.scores(texts_of(split))[0], icl)
