@@ -48,7 +48,7 @@ def table(args) -> int:
         header, rows = tables.overall_rows(tables.overall(results))
         print(tables.pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
     if args.report:
-        paths |= report(Path(args.out))
+        paths |= report(Path(args.out), title)
     for path in paths.values():
         print(path)
     if failures:
@@ -56,7 +56,7 @@ def table(args) -> int:
     return 1 if failures else 0
 
 
-def report(out: Path) -> dict[str, Path]:
+def report(out: Path, title: str) -> dict[str, Path]:
     """Execute notebooks/11_reproduce_tables.ipynb on the store: report.ipynb, report.html and the figures."""
     notebook = _root() / "notebooks" / "11_reproduce_tables.ipynb"
     if not notebook.exists():
@@ -65,7 +65,7 @@ def report(out: Path) -> dict[str, Path]:
     environment = {**os.environ, "PYTHONPATH": str(_root())}
     run = [sys.executable, "-m"]
     subprocess.run(
-        [*run, "papermill", str(notebook), str(paths["report"]), "-r", "store", str(out.resolve()), "-k", "python3",
+        [*run, "papermill", str(notebook), str(paths["report"]), "-r", "store", str(out.resolve()), "-r", "title", title, "-k", "python3",
          "--no-progress-bar", "--log-level", "ERROR"],
         check=True, env=environment,
     )  # fmt: skip

@@ -208,8 +208,8 @@ class Store:
         write_atomically(self.path(cell).with_suffix(".error.json"), json.dumps(report, indent=1, ensure_ascii=False))
 
     def results(self) -> Iterator[dict]:
-        """All good results of the folder."""
-        for path in sorted(self.folder.glob("*.json")):
+        """All good results of the folder, the oldest first."""
+        for path in sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
             if len(path.stem) == 40 and (result := self._read(path)):
                 yield result
 
@@ -258,7 +258,7 @@ def run_grid(cells: list[Cell], store: Store, workers: int = 1) -> list[str]:
     `workers` 1 runs in this process, more start that many processes with one thread each. Interrupt at will: what is
     done stays done, and the next run goes on from there.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     missing = [cell for cell in cells if store.get(cell) is None]
     failures: list[str] = []

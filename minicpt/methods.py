@@ -166,8 +166,7 @@ def fit(
     if spec.trains is None:
         return predictor
     rows = [_until_label(shot) for shot in shots]
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers' own, on every wrap
+    with torch.random.fork_rng():
         torch.manual_seed(split.seed)
         recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])
         _TRAINERS[spec.trains](predictor, base, context, rows, hp, recipe, instruction, split.seed)
@@ -245,10 +244,12 @@ def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
     """LoRA on the query alone, by PEFT."""
     import peft
 
+    from .model import get_peft_model
+
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", r=hp["rank"], lora_alpha=hp["alpha"], target_modules=hp.get("target_modules")
     )
-    model = peft.get_peft_model(base.model, config)
+    model = get_peft_model(base.model, config)
 
     def restore():
         model.unload()

@@ -60,10 +60,12 @@ def get_peft_model(model: nn.Module, peft_config: peft.PeftConfig, adapter_name:
     CPT and prompt tuning on causal language models get this library's wrapper, everything else PEFT's own.
     """
     ours = peft_config.peft_type in ENCODERS and peft_config.task_type == TaskType.CAUSAL_LM
-    if not ours or kwargs:
-        return peft.get_peft_model(model, peft_config, adapter_name, **kwargs)
-    peft_config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
-    return PeftModelForCausalLM(model, peft_config, adapter_name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers', about an attribute that PEFT reads
+        if not ours or kwargs:
+            return peft.get_peft_model(model, peft_config, adapter_name, **kwargs)
+        peft_config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
+        return PeftModelForCausalLM(model, peft_config, adapter_name)
 
 
 class PeftModelForCausalLM(peft.PeftModelForCausalLM):

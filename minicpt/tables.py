@@ -21,7 +21,7 @@ CELL = ["model", "dataset", "labels", "method", "shots", "seed"]  # one result
 
 
 def frame(results):
-    """One row a result: model, dataset, labels, method, shots, seed, accuracy, accuracy_calibrated, seconds.
+    """One row a result: model, dataset, labels, method, shots, seed, data, accuracy, accuracy_calibrated, seconds.
 
     Accuracies are fractions; seconds is fitting plus scoring. ValueError when there is no result, or when two results
     are the same cell (two learning rates, say): averaged as if they were two seeds they would narrow the interval.
@@ -29,7 +29,7 @@ def frame(results):
     if not results:
         raise ValueError("no results to tabulate: compute some cells first, or check the results folder")
     table = pd.DataFrame([{**{key: result["config"][key] for key in CELL},
-                           "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
+                           "data": result["config"].get("data"), "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
                            "seconds": result["seconds"]["fit"] + result["seconds"]["score"]} for result in results])
     for cell in table[table.duplicated(CELL)][CELL].to_dict("records"):
         raise ValueError(f"two results for the cell {cell}: their configs differ in another field; "
@@ -83,7 +83,8 @@ def summary(results, score="accuracy", published=None):
     known = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}
     rows = []
     for (*keys, labels), group in table.dropna(subset=score).groupby([*KEYS, "labels"]):
-        cell = known.get(tuple(keys)) if labels == "canonical" else None
+        real = labels == "canonical" and (group["data"] == "real").all()  # a micro task of that name is another task
+        cell = known.get(tuple(keys)) if real else None
         reported = (cell["value"], f"{cell['source']} ({cell['evidence']})") if cell else (math.nan, "")
         rows.append([*keys, *interval(100 * group[score]), len(group), *reported])
     return _ordered(rows, [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"])
@@ -118,28 +119,33 @@ def overall(results, baseline="icl"):
     """One row a method: mean accuracy per dataset and over all, and the paired difference to the baseline, in percent.
 
     Columns: model, method, a column a dataset (mean over shots and seeds), mean, difference, ci_low, ci_high, n. The
-    difference is taken within a seed after averaging its datasets and shots; the 95 % interval is over those n seeds.
-    Methods that lack a cell the baseline has are left out, zero-shot stands for every number of shots.
+    difference is taken within a seed after averaging shots, then datasets; its 95 % interval is over n seeds: those
+    that the baseline has for every dataset. `mean` and `difference` are over the datasets without * where there are
+    any. Methods that lack a cell the baseline has are left out; zero-shot stands for every number of shots.
     """
     table = _starred(frame(results))
     rows = []
     for model, cells in table.groupby("model"):
-        # datasets first: each counts the same, however many shots it was run with
-        seeds = cells.groupby(["method", "dataset", "seed"]).accuracy.mean().unstack(["dataset", "seed"])
-        counts = cells.groupby("method").size()
-        full = seeds.notna().all(axis=1) & ((counts == counts.get(baseline)) | (counts.index == "zero"))
-        if not full.get(baseline, False):
+        cells = cells.assign(shots=cells.shots.where(cells.method != "zero", -1))
+        datasets = sorted(set(cells.dataset), key=lambda name: _rank(pd.Series([name], name="dataset"))[0])
+        own = cells[cells.method == baseline]
+        # what the baseline has: shots of each dataset, and the seeds that all of its cells share
+        by_cell = own.groupby(["dataset", "shots"]).seed.agg(set)
+        seeds = set.intersection(*by_cell) if {*own.dataset} == {*datasets} else set()
+        if not seeds:
             raise ValueError(f"no complete set of {baseline!r} results for {model}: compute them first")
-        per_seed = 100 * seeds[full].T.groupby(level="seed").mean().T
-        datasets = 100 * seeds[full].T.groupby(level="dataset").mean().T
-        for method in per_seed.index:
-            mean, _, low, high = interval(per_seed.loc[method] - per_seed.loc[baseline])
-            own = datasets.loc[method].to_dict()
-            rows.append({"model": model, "method": method, **own, "mean": per_seed.loc[method].mean(),
-                         "difference": mean, "ci_low": low, "ci_high": high, "n": per_seed.shape[1]})
-    names = sorted({*table.dataset}, key=lambda name: _rank(pd.Series([name], name="dataset"))[0])
-    columns = ["model", "method", *names, "mean", "difference", "ci_low", "ci_high", "n"]
-    return pd.DataFrame(rows)[columns].sort_values(["model", "method"], key=_rank, ignore_index=True)
+        plain = [name for name in datasets if not name.endswith("*")] or datasets
+        means = {}  # method -> (seed, dataset), averaged over shots
+        for method, group in cells[cells.seed.isin(seeds)].groupby("method"):
+            needed = len(seeds) * (len(datasets) if method == "zero" else len(by_cell))
+            if len(group) == needed:
+                means[method] = 100 * group.groupby(["seed", "dataset"]).accuracy.mean().unstack()[datasets]
+        for method, mean in means.items():
+            per_seed = mean[plain].mean(axis=1)
+            gap, _, low, high = interval(per_seed - means[baseline][plain].mean(axis=1))
+            rows.append([model, method, *mean.mean(), per_seed.mean(), gap, low, high, len(seeds)])
+    columns = ["model", "method", *datasets, "mean", "difference", "ci_low", "ci_high", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["model", "method"], key=_rank, ignore_index=True)
 
 
 def overall_rows(table, baseline="icl"):
@@ -149,8 +155,9 @@ def overall_rows(table, baseline="icl"):
     rows = []
     for row in table.to_dict("records"):
         means = [f"{row[name]:.1f}" for name in [*datasets, "mean"]]
-        gap = f"{row['difference']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
-        rows.append([METHODS.get(row["method"], row["method"]), *means, "" if row["method"] == baseline else gap])
+        gap, low, high = (f"{row[name]:+.1f}" for name in ("difference", "ci_low", "ci_high"))
+        gap = "" if row["method"] == baseline else gap if row["n"] == 1 else f"{gap} [{low}, {high}]"
+        rows.append([METHODS.get(row["method"], row["method"]), *means, gap])
     return header, rows
 
 

@@ -18,9 +18,10 @@ BLOOM = "bigscience/bloom-1b7"
 ACCURACIES = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=14)
 
 
-def result(method="icl", accuracy=0.5, seed=0, shots=2, dataset="sst2", labels="canonical", model="micro", **extra):
+def result(method="icl", accuracy=0.5, seed=0, shots=2, dataset="sst2", labels="canonical", model="micro", data="real",
+           **extra):
     config = {"table": "few_shot", "model": model, "dataset": dataset, "labels": labels, "method": method,
-              "shots": shots, "seed": seed}
+              "shots": shots, "seed": seed, "data": data}
     return {"config": config, "accuracy": accuracy, "accuracy_calibrated": None, "seconds": {"fit": 1.5, "score": 0.5},
             "split_sha256": f"{dataset}-{shots}-{seed}", **extra}
 
@@ -42,8 +43,8 @@ def results():
 
 def test_frame_is_one_row_a_result_in_reading_order(results):
     table = tables.frame(results)
-    assert list(table.columns) == ["model", "dataset", "labels", "method", "shots", "seed", "accuracy",
-                                   "accuracy_calibrated", "seconds"]
+    assert list(table.columns) == ["model", "dataset", "labels", "method", "shots", "seed", "data",
+                                   "accuracy", "accuracy_calibrated", "seconds"]
     assert len(table) == len(results) and list(table.dataset.unique()) == ["sst2", "trec"]
     assert list(table.method.unique()) == ["zero", "icl", "cpt"]
     assert table.seconds.eq(2).all() and table.accuracy.max() < 1 and table.accuracy_calibrated.isna().all()
@@ -141,6 +142,8 @@ def test_reported_needs_the_same_model_dataset_method_shots_and_canonical_labels
     assert table.reported[BLOOM, "dbpedia", 2] == 58.85
     assert table.reported_source[BLOOM, "dbpedia", 2] == "cpt (review)"
     assert table.reported.notna().sum() == 1
+    micro = tables.summary([result("cpt", model=BLOOM, dataset="dbpedia", data="micro")])
+    assert micro.reported.isna().all()  # a big model on our own task of that name
 
 
 def test_set_cls_keeps_its_name_and_is_never_beside_a_number():

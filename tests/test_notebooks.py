@@ -1,0 +1,212 @@
+"""The notebooks' contract: their form, their committed outputs, and the report that the command line makes of one.
+
+That they run, and that contract cells still print the same, is nbval's part (`make test` runs it).
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TAGS = {"parameters", "nbval-check-output", "nbval-skip", "skip-execution", "stub", "solution", "hint"}
+ABSOLUTE = re.compile(r"(?<![\w.~])/(home|root|tmp|work|Users|usr|opt|var)/")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def book(request):
+    """A master notebook, validated."""
+    notebook = nbformat.read(request.param, as_version=4)
+    nbformat.validate(notebook)
+    notebook.path = request.param
+    return notebook
+
+
+def code_cells(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def outputs(book):
+    return [output for cell in code_cells(book) for output in cell.outputs]
+
+
+def tagged(book, tag):
+    return [cell for cell in book.cells if tag in cell.metadata.get("tags", [])]
+
+
+def assigned(source):
+    """Names that a cell's top-level statements assign."""
+    return {target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets}
+
+
+def test_there_are_notebooks():
+    assert {path.stem for path in NOTEBOOKS} >= {"00_start_here", "11_reproduce_tables", "run_cell"}
+
+
+def test_header_says_what_the_reader_gets(book):
+    header = book.cells[0]
+    assert header.cell_type == "markdown" and header.source.startswith("# ")
+    for part in ("**Question.**", "**Goals.**", "**Prerequisites.**", "**Time.**"):
+        assert part in header.source, part
+    goals = header.source.split("**Goals.**")[1].split("**Prerequisites.**")[0]
+    assert goals.count("\n- ") == 3
+    assert re.search(r"\d+ s\b", header.source.split("**Time.**")[1]), "give a measured time in seconds"
+
+
+def test_footer_says_what_to_remember_and_asks(book):
+    footer = book.cells[-1].source
+    assert book.cells[-1].cell_type == "markdown"
+    assert footer.split("## Quiz")[0].split("## What to remember")[1].count("\n- ") == 3
+    assert footer.count("<details><summary>Answer</summary>") == footer.count("</details>") == 3
+    assert "**Next:**" in footer
+
+
+def test_links_between_notebooks_lead_somewhere(book):
+    for link in re.findall(r"\]\(([^)#]+\.ipynb)", "\n".join(cell.source for cell in book.cells)):
+        assert (book.path.parent / link).is_file(), link
+
+
+def test_cells_are_short_and_named(book):
+    assert len(book.cells) <= 60
+    for cell in code_cells(book):
+        assert len(cell.source.splitlines()) <= 12, cell.id
+        assert max(map(len, cell.source.splitlines())) <= 120, f"{cell.id}: the reader would have to scroll"
+        assert not re.search(r"^\s*[!%]", cell.source, re.M), f"{cell.id}: no shell or magic commands"
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell.id) for cell in book.cells), "give cells readable ids"
+    assert len({cell.id for cell in book.cells}) == len(book.cells)
+
+
+def test_tags_are_known_and_there_are_contract_cells(book):
+    assert {tag for cell in book.cells for tag in cell.metadata.get("tags", [])} <= TAGS
+    assert len(tagged(book, "parameters")) == 1
+    assert 1 <= len(tagged(book, "nbval-check-output")) <= 4
+    assert bool(tagged(book, "nbval-skip")) == bool(tagged(book, "skip-execution")), "two tools, two tags"
+
+
+def test_every_cell_was_executed_in_order(book):
+    ran = [cell.execution_count for cell in code_cells(book) if "nbval-skip" not in cell.metadata.get("tags", [])]
+    assert ran == list(range(1, len(ran) + 1))
+    for cell in tagged(book, "nbval-check-output"):
+        assert cell.outputs, f"{cell.id} is compared, but has no output"
+
+
+def test_outputs_are_clean(book):
+    assert {output.output_type for output in outputs(book)} <= {"stream", "display_data", "execute_result"}
+    assert not [output.text for output in outputs(book) if output.get("name") == "stderr"]
+    kinds = {kind for output in outputs(book) for kind in output.get("data", {})}
+    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png"}
+    assert not re.search(r"it/s\]|cell/s\]|\d%\|", json.dumps(outputs(book))), "a progress bar was left in an output"
+
+
+def test_contract_cells_print_lines_that_hold_anywhere(book):
+    for cell in tagged(book, "nbval-check-output"):
+        assert [output.output_type for output in cell.outputs] == ["stream"]
+        assert "False" not in cell.outputs[0].text, cell.id
+
+
+def test_figures_have_alt_text(book):
+    for output in outputs(book):
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", {}).get("alt", "")
+            assert len(alt) >= 30, f"describe the figure in words: {alt!r}"
+
+
+def test_file_is_small_and_from_no_machine(book):
+    text = book.path.read_text(encoding="utf-8")
+    assert book.path.stat().st_size <= 300 * 1024
+    assert set(book.metadata) == {"kernelspec", "language_info"} and book.metadata.kernelspec.name == "python3"
+    assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
+    assert "papermill" not in book.metadata and "widget" not in json.dumps([list(o.get("data", {})) for o in outputs(book)])
+    without_images = re.sub(r'"image/png": "[^"]*"', "", text)
+    assert not ABSOLUTE.search(without_images), ABSOLUTE.search(without_images)
+
+
+@pytest.mark.parametrize("source", ["minicpt/__main__.py", "Makefile"])
+def test_parameters_passed_to_papermill_exist(source):
+    """A misspelt parameter is only a warning for papermill: the report would silently be another one."""
+    path = ROOT / source
+    if not path.exists():
+        pytest.skip(f"no {source}")
+    text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
+    if source.endswith(".py"):
+        passed = {("11_reproduce_tables", name) for name in re.findall(r'"-[pry]",\s*"(\w+)"', text)}
+        assert passed
+    else:
+        lines = [line for line in text.splitlines() if "papermill" in line]
+        passed = {(book, name) for line in lines for book in re.findall(r"(\w+)\.ipynb", line)[:1]
+                  for name in re.findall(r"\s-[pry] (\w+)", line)}  # fmt: skip
+    for stem, name in passed:
+        book = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
+        assert name in assigned(tagged(book, "parameters")[0].source), f"{source} passes {name} to {stem}"
+
+
+def test_builder_normalises_what_differs_between_machines():
+    sys.path.insert(0, str(ROOT / "data_scripts"))
+    try:
+        import build_notebooks
+    finally:
+        sys.path.pop(0)
+    cell = nbformat.v4.new_code_cell("1", id="one", execution_count=7, metadata={"tags": ["hint"], "execution": {}})
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"in {ROOT}/x\n"),
+                    nbformat.v4.new_output("stream", name="stdout", text="more"),
+                    nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=7)]  # fmt: skip
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}})
+    book = build_notebooks.normalise(book)
+    assert set(book.metadata) == {"kernelspec", "language_info"} and book.cells[0].metadata == {"tags": ["hint"]}
+    assert [o.get("text") for o in book.cells[0].outputs] == ["in ./x\nmore", None]
+    assert book.cells[0].id == "one" and book.cells[0].execution_count == book.cells[0].outputs[1].execution_count == 1
+
+
+@pytest.fixture(scope="module")
+def tiny_store(tmp_path_factory):
+    """A store of eight cells, an older setting and a failure."""
+    from minicpt.experiments import Cell, Store, grid, run_grid
+
+    store = Store(tmp_path_factory.mktemp("store"))
+    assert not run_grid([Cell("trec", "cpt", 2, 0, n_test=8, hp=(("epochs", 1), ("lr", 0.5)))], store)
+    cells = grid(["trec"], ["zero", "icl", "pt", "cpt"], [2], range(2), n_test=8)
+    cells = [replace(c, hp=(("epochs", 2),)) if c.method in ("pt", "cpt") else c for c in cells]
+    assert not run_grid(cells, store)
+    store.put_error(Cell("trec", "lora", 2, 0, n_test=8), RuntimeError("out of luck"))
+    return store
+
+
+@pytest.mark.slow
+def test_report_of_a_store(tiny_store, tmp_path):
+    """What `table --report` does: papermill of notebook 11 on a store, figures beside it, and the HTML."""
+    from minicpt.__main__ import report
+
+    folder = tmp_path / "a store with spaces"
+    shutil.copytree(tiny_store.folder, folder)
+    paths = report(folder)
+    text = paths["html"].read_text(encoding="utf-8")
+    assert {path.name for path in folder.glob("*.png")} == {
+        "accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}  # fmt: skip
+    assert "out of luck" in text
+    assert "1 results of older settings left out, 8 shown" in text
+    assert "No published cell belongs to a model of this store" in text
+    ran = nbformat.read(paths["report"], as_version=4)
+    assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zero", "pt"])
+def test_run_cell_reports_other_methods(method, tmp_path):
+    """The default is CPT; zero-shot trains nothing and has no context, PT has no context either."""
+    out = tmp_path / "out.ipynb"
+    subprocess.run(
+        [sys.executable, "-m", "papermill", ROOT / "notebooks" / "run_cell.ipynb", out, "-p", "method", method,
+         "-p", "n_test", "12", "-p", "shots", "2", "-k", "python3", "--no-progress-bar", "--log-level", "ERROR"],
+        check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    ran = nbformat.read(out, as_version=4)
+    assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
