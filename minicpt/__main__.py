@@ -63,15 +63,15 @@ def report(out: Path, title: str) -> dict[str, Path]:
         raise MiniCPTError(f"{notebook} is missing: the report needs the repository, run the command from a checkout.")
     paths = {"report": out / "report.ipynb", "html": out / "report.html"}
     environment = {**os.environ, "PYTHONPATH": str(_root())}
-    run = [sys.executable, "-m"]
-    subprocess.run(
-        [*run, "papermill", str(notebook), str(paths["report"]), "-r", "store", str(out.resolve()), "-r", "title", title, "-k", "python3",
-         "--no-progress-bar", "--log-level", "ERROR"],
-        check=True, env=environment,
-    )  # fmt: skip
-    subprocess.run(
-        [*run, "nbconvert", "--to", "html", "--log-level", "ERROR", str(paths["report"])], check=True, env=environment
-    )
+    parameters = ["-r", "store", str(out.resolve()), "-r", "title", title]
+    quiet = ["--log-level", "ERROR"]
+    commands = [
+        ["papermill", str(notebook), str(paths["report"]), *parameters, "-k", "python3", "--no-progress-bar", *quiet],
+        # the classic template keeps the figures' descriptions
+        ["nbconvert", "--to", "html", "--template", "classic", "--no-input", *quiet, str(paths["report"])],
+    ]
+    for command in commands:
+        subprocess.run([sys.executable, "-m", *command], check=True, env=environment)
     return paths
 
 

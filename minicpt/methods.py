@@ -246,9 +246,7 @@ def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
 
     from .model import get_peft_model
 
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=hp["rank"], lora_alpha=hp["alpha"], target_modules=hp.get("target_modules")
-    )
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=hp["rank"], lora_alpha=hp["alpha"])
     model = get_peft_model(base.model, config)
 
     def restore():
