@@ -79,7 +79,10 @@ def cell(args) -> int:
     """Compute one cell, without the store, and print its result."""
     from .experiments import Cell, run_cell
 
-    hp = tuple(sorted(json.loads(args.hp).items()))
+    try:
+        hp = tuple(sorted(json.loads(args.hp).items()))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise MiniCPTError(f"--hp must be a JSON object like '{{\"lr\": 0.01}}', got {args.hp!r}.") from error
     one = Cell(
         args.dataset, args.method, args.shots, args.seed, model=args.model, data=args.data, data_dir=args.data_dir,
         labels=args.labels, n_test=args.n_test, per_class=args.per_class, label_score=args.label_score,
@@ -224,6 +227,9 @@ def main() -> int:
         return args.run(args)
     except MiniCPTError as error:
         print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no permission, disk full: what is stored stays whole
+        print(f"Error: {error}. Choose another --out, or make room; finished cells are kept.", file=sys.stderr)
         return 2
 
 

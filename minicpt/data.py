@@ -218,6 +218,8 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     `per_class=False`: k in total, from distinct classes first. `per_class=True`: k of each class, so k*C in all.
     The 2 shots of a seed are among its 4. Raises `MiniCPTError` if there are too few rows.
     """
+    if k < 0:
+        raise MiniCPTError(f"The number of shots must be 0 or more, got {k}.")
     generator = random.Random(f"shots {seed}")
     by_class: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
@@ -263,6 +265,8 @@ def make_split(
 
     Queries, words and template depend on the seed alone, so that methods and shot counts compare on equal terms.
     """
+    if n_test < 1:
+        raise MiniCPTError(f"n_test is the number of queries and must be at least 1, got {n_test}.")
     chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
     queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
     if not queries:

@@ -55,7 +55,7 @@ class Cell:
         config = asdict(self)
         del config["data_dir"]  # where the rows lie does not matter, what they say does: task_sha256
         config["dataset"] = task.name
-        config["hp"] = {**hyperparameters(self.method, self.model), **dict(self.hp)}
+        config["hp"] = hyperparameters(self.method, self.model, dict(self.hp))
         config["labels"] = self.labels or task.default_labels
         return {**config, "task_sha256": task.sha256, "model_fingerprint": _fingerprint(self.model)}
 

@@ -55,11 +55,19 @@ def hyperparameter_file() -> dict:
     return json.loads((ASSETS / "hyperparameters.json").read_text(encoding="utf-8"))
 
 
-def hyperparameters(method: str, model: str = "micro") -> dict:
-    """Values of a method for the micro model, or for any other model; empty for methods that train nothing."""
+def hyperparameters(method: str, model: str = "micro", changes: dict | None = None) -> dict:
+    """Values of a method for the micro model, or for any other model; empty for methods that train nothing.
+
+    `changes` replace chosen values; a name that no method knows raises `MiniCPTError`.
+    """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return dict(hyperparameter_file()["micro" if model == "micro" else "hub"].get(method, {}))
+    chosen = hyperparameter_file()["micro" if model == "micro" else "hub"]
+    known = {name for values in chosen.values() if isinstance(values, dict) for name in values}
+    for name in changes or {}:
+        if name not in known:
+            raise unknown("hyper-parameter", name, sorted(known))
+    return {**chosen.get(method, {}), **(changes or {})}
 
 
 @dataclass
@@ -131,7 +139,9 @@ def fit(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    spec, hp = METHODS[method], {**hyperparameters(method, base.name), **(hp or {})}
+    spec, hp = METHODS[method], hyperparameters(method, base.name, hp)
+    if not split.shots and method != "zero":
+        raise MiniCPTError(f"{method} needs at least one shot; without any, only the method 'zero' works.")
     tokenizer, template = base.tokenizer, split.template
     words = [split.verbalizers[c] for c in split.classes]
     candidates = tokenize(tokenizer, [template.label_text(w) for w in words])

@@ -65,6 +65,14 @@ def test_global_random_states_are_left_alone():
     assert random.getstate() == states[0] and torch.equal(torch.random.get_rng_state(), states[1])
 
 
+def test_numbers_out_of_range():
+    task = data.load_task("trec")
+    with pytest.raises(MiniCPTError, match="must be 0 or more, got -1"):
+        data.make_split(task, -1, 0)
+    with pytest.raises(MiniCPTError, match="at least 1, got 0"):
+        data.make_split(task, 2, 0, n_test=0)
+
+
 def test_too_few_rows():
     with pytest.raises(MiniCPTError, match="Cannot draw 5 shots from 3"):
         data.sample_shots(["a", "b", "a"], 5, 0)

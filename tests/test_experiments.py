@@ -164,6 +164,10 @@ def test_table_command_twice(tmp_path):
         (["cell", "--model", "./nowhere"], "no model folder"),
         (["cell", "--model", "no-such/model"], "Cannot load the model 'no-such/model'"),
         (["cell", "--shots", "5000"], "Cannot draw 5000 shots from"),
+        (["cell", "--shots", "0"], "needs at least one shot"),
+        (["cell", "--hp", "{lr: 1}"], "must be a JSON object"),
+        (["cell", "--hp", '{"epsilom": 1}'], "Unknown hyper-parameter 'epsilom'. Did you mean 'epsilon'"),
+        (["table", "--out", "/proc/nowhere", "--datasets", "trec", "--methods", "zero", "--seeds", "1"], "another --out"),
     ],
 )
 def test_bad_arguments_end_with_one_clear_line(args, message):
