@@ -54,6 +54,13 @@ def get_peft_model(
     return PeftModelForCausalLM(model, peft_config, adapter_name)
 
 
+def _config_in(model_id, **kwargs) -> peft.PeftConfig:
+    config = saving.readable(model_id, PeftConfig.from_pretrained, model_id, **kwargs)
+    if config.peft_type is None:
+        raise MiniCPTError(f"The configuration in {str(model_id)!r} is damaged or no PEFT adapter: it has no peft_type.")
+    return config
+
+
 class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
     """PEFT's `PeftModel`; `from_pretrained` gives this library's wrapper where `get_peft_model` would."""
 
@@ -68,7 +75,7 @@ class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
         folder holds this library's state file. Raises `MiniCPTError` for damaged or foreign files.
         """
         if config is None:
-            config = saving.readable(model_id, PeftConfig.from_pretrained, model_id, **kwargs)
+            config = _config_in(model_id, **kwargs)
         if not _is_ours(config):
             return super().from_pretrained(model, model_id, adapter_name, is_trainable, config, **kwargs)
         config.inference_mode = not is_trainable
@@ -245,7 +252,7 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
         is_new = adapter_name not in self.peft_config
         if is_new:
             hub_kwargs, _ = self._split_kwargs(kwargs)
-            config = saving.readable(model_id, PeftConfig.from_pretrained, model_id, **hub_kwargs)
+            config = _config_in(model_id, **hub_kwargs)
             config.inference_mode = not is_trainable
             self.add_adapter(adapter_name, config)  # by now it is there, so PEFT only loads and does not refuse
         folder, load = Path(model_id, kwargs.get("subfolder") or ""), super().load_adapter

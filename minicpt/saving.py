@@ -51,8 +51,9 @@ def replacing(directory) -> Iterator[Path]:
     target = Path(directory)
     if target.is_file():
         raise MiniCPTError(f"{str(target)!r} is a file; give a folder to save into.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+    target.mkdir(parents=True, exist_ok=True)
+    # inside the target: one file system, so that replacing is atomic, and a place we may surely write to
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
         if (target / "README.md").is_file():  # PEFT adds to a model card that is there
