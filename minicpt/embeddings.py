@@ -102,15 +102,14 @@ class CPTEmbedding(nn.Module):
         unit = getattr(config, "opt_epsilon_unit", "peft")
         mean_norm = word_embeddings.weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
         self.scale = epsilon_scale(unit, config.token_dim, mean_norm)
-        self._hook = None
         self.set_updated_tokens()
 
     def set_updated_tokens(self) -> None:
-        """Let gradients through to input and template tokens only; labels and separators stay put."""
-        if self._hook is not None:
-            self._hook.remove()
-        updated = is_updated(self.types)[:, None]
-        self._hook = self.delta_embedding.weight.register_hook(lambda grad: grad * updated.to(grad.device))
+        """Let gradients through to input and template tokens only; labels and separators stay put.
+
+        PEFT hangs a hook on the weight for this, which a deep copy of the model loses; here `forward` does it.
+        """
+        self.register_buffer("updated", is_updated(self.types)[:, None], persistent=False)
 
     def get_epsilon(self) -> Float[Tensor, "P"]:
         """Radius of each token's ball, (P,)."""
@@ -132,7 +131,8 @@ class CPTEmbedding(nn.Module):
 
     def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
         self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
-        return self.embedding(indices) + self.delta_embedding(indices)
+        delta = self.delta_embedding(indices)
+        return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())
 
     @staticmethod
     def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):

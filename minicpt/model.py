@@ -165,6 +165,8 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
         if labels is not None:  # first what can be refused, then what takes time
+            if kwargs.get("return_dict") is False:
+                raise MiniCPTError("CPT's loss needs return_dict=True: it is put into the output under its name.")
             labels, types = self._label_context(labels, types, peft_config, inputs_embeds)
         prompt = self.get_prompt(batch_size=batch_size).to(inputs_embeds.dtype)
         inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)

@@ -259,6 +259,13 @@ def test_gradient_checkpointing_gives_the_same_gradient(gpt2, reentrant):
     torch.testing.assert_close(*grads)
 
 
+def test_a_deep_copy_freezes_labels_too(gpt2):
+    model = copy.deepcopy(cpt(minicpt, gpt2))
+    model(**query()).loss.backward()
+    grad = model.prompt_encoder.default.delta_embedding.weight.grad
+    assert torch.equal(grad.norm(dim=1) > 0, torch.tensor(CONTEXT_TYPES) % 4 != 0)
+
+
 def test_caller_gives_embeddings_instead_of_ids(gpt2):
     batch = query()
     embeds = gpt2.get_input_embeddings()(batch.pop("input_ids")).detach()
@@ -321,6 +328,7 @@ def test_finite_but_doubtful_gives_pefts_number_and_one_warning(gpt2, missing):
         (dict(labels=torch.full((2, 7), 99)), "labels: token ids .* outside the model's vocabulary"),
         (dict(labels=torch.ones(2, 18, dtype=torch.long)), "labels has shape"),
         (dict(input_type_mask=torch.ones(2, 5, dtype=torch.long)), "input_type_mask has shape"),
+        (dict(return_dict=False), "return_dict=True"),
     ],
 )
 def test_bad_batches_raise_with_advice(gpt2, change, message):
