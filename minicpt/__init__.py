@@ -22,8 +22,9 @@ _HOME = {
     "errors": ["MiniCPTError"],
 }  # fmt: skip
 # what code written for PEFT's prompt methods imports besides, and what is PEFT's own here
-_PEFT = ["PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification", "PeftModelForTokenClassification", "PeftType",
-         "PromptTuningConfig", "PromptTuningInit", "TaskType"]  # fmt: skip
+_PEFT = ["LoraConfig", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification", "PeftModelForTokenClassification",
+         "PeftType", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig", "PromptTuningInit", "TaskType",
+         "get_peft_model_state_dict", "set_peft_model_state_dict"]  # fmt: skip
 _MODULE_OF = {name: f".{module}" for module, names in _HOME.items() for name in names} | dict.fromkeys(_PEFT, "peft")
 __all__ = sorted(_MODULE_OF)
 

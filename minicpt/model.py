@@ -20,8 +20,8 @@ from .errors import MiniCPTError
 from .loss import IGNORE
 from .masks import is_label, shift_types
 
-__all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig", "TaskType",
-           "get_peft_model"]  # fmt: skip
+__all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig",
+           "TaskType", "get_peft_model"]  # fmt: skip
 ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
 
 
@@ -57,7 +57,7 @@ def get_peft_model(
 def _config_in(model_id, **kwargs) -> peft.PeftConfig:
     config = saving.readable(model_id, PeftConfig.from_pretrained, model_id, **kwargs)
     if config.peft_type is None:
-        raise MiniCPTError(f"The configuration in {str(model_id)!r} is damaged or no PEFT adapter: it has no peft_type.")
+        raise MiniCPTError(f"The file in {str(model_id)!r} is damaged or no PEFT adapter: it names no peft_type.")
     return config
 
 
@@ -76,7 +76,7 @@ class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
         """
         if config is None:
             config = _config_in(model_id, **kwargs)
-        if not _is_ours(config):
+        if not isinstance(config, peft.PeftConfig) or not _is_ours(config):
             return super().from_pretrained(model, model_id, adapter_name, is_trainable, config, **kwargs)
         config.inference_mode = not is_trainable
         wrapped = PeftModelForCausalLM(model, config, adapter_name)
@@ -121,7 +121,7 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=8)  # the caller of model(...), behind torch's and PEFT's frames
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, *args, **kwargs):
         """Run [prompt, query]: PEFT's signature; logits (B, P+T, V) and, given labels (B, T), the loss.
@@ -240,7 +240,7 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
         """
         with saving.replacing(save_directory) as new:
             super().save_pretrained(str(new), *args, **kwargs)
-            for name, encoder in self.prompt_encoder.items():
+            for name, encoder in getattr(self, "prompt_encoder", {}).items():  # LoRA has none
                 folder = new if name == "default" else new / name
                 if (folder / saving.CONFIG).is_file():  # none if it was not selected, or not in the main process
                     extra = training_state if name == self.active_adapter else None
@@ -251,6 +251,8 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
 
         Differences: as for `PeftModel.from_pretrained`; an adapter that cannot be loaded is not left half added.
         """
+        if self.peft_type not in ENCODERS:
+            return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
         is_new = adapter_name not in self.peft_config
         if is_new:
             hub_kwargs, _ = self._split_kwargs(kwargs)

@@ -75,9 +75,10 @@ def replacing(directory) -> Iterator[Path]:
                 (target / file).unlink(missing_ok=True)
         except BaseException:
             for file in files + gone:
-                (target / file).unlink(missing_ok=True)
                 if (old / file).is_file():
-                    os.rename(old / file, target / file)
+                    os.replace(old / file, target / file)
+                else:
+                    (target / file).unlink(missing_ok=True)
             raise
 
 
@@ -89,7 +90,8 @@ def write_state(folder: Path, encoder, training_state: dict | None) -> None:
     if training_state is not None:
         parts = {k: v.get_state() if _is_generator(v) else v.state_dict() for k, v in training_state.items()}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        metadata["training"] = json.dumps(_pack({"parts": parts, "torch": torch.get_rng_state(), "cuda": cuda}, tensors))
+        state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": cuda}
+        metadata["training"] = json.dumps(_pack(state, tensors))
     if tensors:
         tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         safetensors.torch.save_file(tensors, folder / STATE, metadata)
@@ -111,7 +113,7 @@ def _pack(value, tensors: dict[str, Tensor]):
         return {"list": [_pack(item, tensors) for item in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
-    raise MiniCPTError(f"training_state holds a {type(value).__name__}; only tensors, numbers, text, lists and dicts go.")
+    raise MiniCPTError(f"training_state holds a {type(value).__name__}; give tensors, numbers, text, lists, dicts.")
 
 
 def _unpack(packed: dict, tensors: dict[str, Tensor]):

@@ -191,8 +191,10 @@ def test_prompt_tuning_of_t5(submodules, tmp_path):
     mask, results = torch.ones_like(ids), []
     for lib in (peft, minicpt):
         torch.manual_seed(1)
-        tuned = lib.get_peft_model(copy.deepcopy(model), lib.PromptTuningConfig(
-            task_type=lib.TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4, num_transformer_submodules=submodules))  # fmt: skip
+        config = lib.PromptTuningConfig(
+            task_type=lib.TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4, num_transformer_submodules=submodules
+        )
+        tuned = lib.get_peft_model(copy.deepcopy(model), config)
         assert isinstance(tuned, lib.PeftModelForSeq2SeqLM) and isinstance(tuned, lib.PeftModel)
         output = tuned(input_ids=ids, attention_mask=mask, labels=labels)
         output.loss.backward()

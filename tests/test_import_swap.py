@@ -44,13 +44,11 @@ def query(rows=2, T=7, seed=0):
 
 
 def moved(*models):
-    """The same prompt, away from its start, in both libraries' CPT models."""
-    delta = torch.randn(len(CONTEXT_IDS), 16, generator=torch.Generator().manual_seed(5))
+    """The models, their prompts moved away from the start in the same way."""
     for model in models:
         encoder = model.prompt_encoder[model.active_adapter]
-        (encoder.delta_embedding if hasattr(encoder, "delta_embedding") else encoder.embedding).weight.data[:] = (
-            delta[: encoder.embedding.num_embeddings]
-        )
+        weight = getattr(encoder, "delta_embedding", encoder.embedding).weight
+        weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
     return models
 
 
@@ -60,7 +58,8 @@ def moved(*models):
 def test_everything_that_prompt_code_imports_is_there():
     for name in ("AutoPeftModelForCausalLM PeftModel PeftConfig PeftModelForCausalLM get_peft_model CPTConfig "
                  "CPTEmbedding PromptTuningConfig PromptTuningInit PromptEmbedding TaskType PeftType get_peft_config "
-                 "PeftModelForSeq2SeqLM PeftModelForSequenceClassification PeftModelForTokenClassification").split():  # fmt: skip
+                 "PeftModelForSeq2SeqLM PeftModelForSequenceClassification PeftModelForTokenClassification "
+                 "get_peft_model_state_dict set_peft_model_state_dict").split():  # fmt: skip
         assert hasattr(minicpt, name), name
         theirs = getattr(peft, name, None) or getattr(peft.tuners, name)
         assert getattr(minicpt, name) is theirs or inspect.getdoc(getattr(minicpt, name)), name
@@ -73,7 +72,8 @@ def test_signatures_take_what_pefts_take():
 
 
 def test_instances_count_as_what_they_are_in_peft(gpt2):
-    model, lora = cpt(minicpt, gpt2), minicpt.get_peft_model(copy.deepcopy(gpt2), peft.LoraConfig(task_type="CAUSAL_LM"))
+    model = cpt(minicpt, gpt2)
+    lora = minicpt.get_peft_model(copy.deepcopy(gpt2), minicpt.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))
     for each in (model, lora):
         assert isinstance(each, minicpt.PeftModel) and isinstance(each, minicpt.PeftModelForCausalLM)
         assert isinstance(each, peft.PeftModel)
@@ -191,7 +191,8 @@ def test_generate(gpt2, make, padding, options, with_mask):
     for model in moved(*(make(lib, gpt2).eval() for lib in BOTH)):
         torch.manual_seed(7)
         kwargs = dict(attention_mask=mask) if with_mask else {}
-        texts.append(model.generate(input_ids=ids, max_new_tokens=5, pad_token_id=0, eos_token_id=59, **kwargs, **options))
+        kwargs |= dict(max_new_tokens=5, pad_token_id=0, eos_token_id=59)
+        texts.append(model.generate(input_ids=ids, **kwargs, **options))
     assert torch.equal(*texts)
     assert texts[0].shape[1] > ids.shape[1]
 

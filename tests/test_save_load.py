@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import tempfile
 import warnings
 
 import peft
@@ -10,8 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from test_architectures import base
-from test_core import configs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_architectures import ARCHITECTURES, base
+from test_core import configs, contexts
 from test_import_swap import CONTEXT_IDS, Sentences, collate, cpt, moved, pt, query
 
 import minicpt
@@ -65,6 +68,18 @@ def test_logits_survive(gpt2, make, source, target, tmp_path):
         ids = query()["input_ids"]
         a, b = (m.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0) for m in (model, loaded))
         assert torch.equal(a, b)
+
+
+@settings(max_examples=15, deadline=None)
+@given(contexts(), st.sampled_from(sorted(ARCHITECTURES)), st.booleans(), st.floats(0, 3))
+def test_any_context_comes_back_bit_equal(context, name, trainable, epsilon):
+    _, config = configs(*context, opt_projection_epsilon=epsilon)
+    model = minicpt.get_peft_model(copy.deepcopy(base(name)), config)
+    moved(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = minicpt.PeftModel.from_pretrained(copy.deepcopy(base(name)), folder, is_trainable=trainable)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 @pytest.mark.parametrize("source", BOTH)
@@ -139,6 +154,26 @@ def test_auto_class_loads_base_and_adapter(gpt2, tmp_path):
     loaded = minicpt.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert isinstance(loaded, minicpt.PeftModelForCausalLM)
     torch.testing.assert_close(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_other_methods_pass_through(gpt2, direct, tmp_path):
+    """LoRA and prefix tuning are PEFT's, also when our wrapper's class is named."""
+    ids = query()["input_ids"]
+    for config in (
+        minicpt.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, init_lora_weights=False),
+        minicpt.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ):
+        make = minicpt.PeftModelForCausalLM if direct else minicpt.get_peft_model
+        model = make(copy.deepcopy(gpt2), config).eval()
+        model.save_pretrained(tmp_path)
+        loaded = minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path)
+        torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+        assert not torch.allclose(loaded(input_ids=ids).logits, gpt2(ids).logits)
+        if direct and config.peft_type == "LORA":
+            model.load_adapter(tmp_path, "second", is_trainable=True)
+            model.set_adapter("second")
+            torch.testing.assert_close(model(input_ids=ids).logits, loaded(input_ids=ids).logits)
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -229,8 +264,8 @@ def test_the_trainer_resumes_bit_equal(dropping, tmp_path):
 
     def trainer(folder, lib=minicpt):
         arguments = transformers.TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=2, max_steps=6, learning_rate=0.05, save_steps=2, seed=3,
-            use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
+            output_dir=str(folder), per_device_train_batch_size=2, max_steps=6, learning_rate=0.05, save_steps=2,
+            seed=3, use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         model = cpt(lib, dropping)
         return transformers.Trainer(model=model, args=arguments, train_dataset=Sentences(6), data_collator=collate)
