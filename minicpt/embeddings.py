@@ -166,7 +166,7 @@ class CPTEmbedding(nn.Module):
             self.delta_embedding.weight.zero_()
             return
         delta = saved - self.embedding.weight
-        rounding = 0.01 * self.embedding.weight.norm(dim=1)  # prompts may have been saved in bfloat16
+        rounding = 0.01 * (self.embedding.weight.norm(dim=1) + self.get_epsilon().to(delta))  # of bfloat16, at most
         outside = delta.norm(dim=1) > self.get_epsilon().to(delta) + rounding
         if outside.any():
             raise MiniCPTError(

@@ -360,3 +360,51 @@ def test_neither_ids_nor_embeddings(gpt2):
     for lib in BOTH:
         with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
             cpt(lib, gpt2)(labels=query()["labels"])
+
+
+# ---- a documentation example, word for word but for the import line ---------------------------------------------------
+
+SCRIPT = """
+from peft import (PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_config,
+                  get_peft_model)
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(micro)
+model = AutoModelForCausalLM.from_pretrained(base)
+config = PromptTuningConfig(
+    task_type=TaskType.CAUSAL_LM, prompt_tuning_init=PromptTuningInit.TEXT, num_virtual_tokens=8,
+    prompt_tuning_init_text="Classify if the review is good or bad:", tokenizer_name_or_path=micro)
+model = get_peft_model(model, config)
+model.print_trainable_parameters()
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+batch = tokenizer(["the movie was good", "the movie was bad"], return_tensors="pt")
+for epoch in range(3):
+    loss = model(**batch, labels=batch["input_ids"]).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+model.save_pretrained(out)
+
+config = PeftConfig.from_pretrained(out)
+assert config.base_model_name_or_path == base
+model = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path)
+model = PeftModel.from_pretrained(model, out)
+model.eval()
+text = model.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=0)
+again = get_peft_config(config.to_dict())
+"""
+
+
+def test_a_documentation_example_runs_with_the_import_line_swapped(random_base, tmp_path, capsys):
+    from minicpt.base_models import MICRO
+
+    random_base.model.save_pretrained(tmp_path / "base")
+    results = []
+    for script in (SCRIPT, SCRIPT.replace("from peft import", "from minicpt import")):
+        names = dict(micro=str(MICRO), base=str(tmp_path / "base"), out=str(tmp_path / "out"))
+        exec(script, names)
+        results.append((names["loss"].detach(), names["text"], capsys.readouterr().out, names["again"]))
+    (loss, text, printed, config), ours = results
+    torch.testing.assert_close(ours[0], loss)
+    assert torch.equal(ours[1], text) and ours[2] == printed and ours[3] == config
