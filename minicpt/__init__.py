@@ -9,23 +9,30 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "model": ["CPTConfig", "PromptTuningConfig", "PromptTuningInit", "TaskType", "get_peft_model", "PeftModelForCausalLM"],
+    "configs": ["CPTConfig", "PeftConfig", "get_peft_config"],
+    "saving": ["load_training_state"],
+    "model": ["AutoPeftModelForCausalLM", "PeftModel", "PeftModelForCausalLM", "get_peft_model"],
     "embeddings": ["CPTEmbedding", "PromptEmbedding"],
     "masks": ["Template", "Encoded", "encode", "build_context"],
     "base_models": ["load_base"],
     "data": ["load_task", "make_split"],
     "methods": ["METHODS", "fit"],
+    "classifier": ["FewShotClassifier"],
     "experiments": ["Cell", "Store", "run_cell", "run_grid"],
     "errors": ["MiniCPTError"],
 }  # fmt: skip
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+# what code written for PEFT's prompt methods imports besides, and what is PEFT's own here
+_PEFT = ["LoraConfig", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification", "PeftModelForTokenClassification",
+         "PeftType", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig", "PromptTuningInit", "TaskType",
+         "get_peft_model_state_dict", "set_peft_model_state_dict"]  # fmt: skip
+_MODULE_OF = {name: f".{module}" for module, names in _HOME.items() for name in names} | dict.fromkeys(_PEFT, "peft")
 __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
     # lazy: `import minicpt` must not load torch, transformers or peft (a notebook pays seconds for each)
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
     raise AttributeError(f"module 'minicpt' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

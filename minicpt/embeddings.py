@@ -16,17 +16,23 @@ from .masks import is_updated, tokenize
 from .projection import epsilon_scale, project, token_epsilon
 
 
+def check_ids(name: str, ids: Tensor, word_embeddings: nn.Module) -> None:
+    """Raise `MiniCPTError` if an id (tensor of any shape) has no row in the word embeddings."""
+    V = word_embeddings.weight.shape[0]
+    wrong = ids[(ids < 0) | (ids >= V)]
+    if wrong.numel():
+        raise MiniCPTError(
+            f"{name}: token ids {wrong[:5].tolist()} are outside the model's vocabulary of {V} tokens. Tokenise with "
+            "the tokenizer of this very model, or call resize_token_embeddings on the model before wrapping it."
+        )
+
+
 def rows_of(word_embeddings: nn.Module, ids: list[int]) -> Float[Tensor, "P D"]:
     """Copy the word embeddings of `ids` in float32, (P, D); ids outside the vocabulary raise `MiniCPTError`."""
-    V = word_embeddings.weight.shape[0]
-    wrong = [i for i in ids if not 0 <= i < V]
-    if wrong:
-        raise MiniCPTError(
-            f"Token ids {wrong[:5]} are outside the model's vocabulary of {V} tokens; "
-            "tokenise the prompt with the tokenizer of this very model."
-        )
+    tensor = torch.tensor(ids, device=word_embeddings.weight.device)
+    check_ids("prompt", tensor, word_embeddings)
     with torch.no_grad():  # through forward, not .weight: some models scale their embeddings there
-        return word_embeddings(torch.tensor(ids, device=word_embeddings.weight.device)).detach().clone().float()
+        return word_embeddings(tensor).detach().clone().float()
 
 
 def _frozen(weight: Tensor) -> nn.Embedding:
@@ -74,8 +80,7 @@ class PromptEmbedding(nn.Module):
 
     def _load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a saved prompt (PEFT's hook)."""
-        _check_width(self, state["prompt_embeddings"])
-        self.embedding.load_state_dict({"weight": state["prompt_embeddings"]})
+        self.embedding.load_state_dict({"weight": _saved_prompt(self, state)})
 
 
 class CPTEmbedding(nn.Module):
@@ -97,15 +102,14 @@ class CPTEmbedding(nn.Module):
         unit = getattr(config, "opt_epsilon_unit", "peft")
         mean_norm = word_embeddings.weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
         self.scale = epsilon_scale(unit, config.token_dim, mean_norm)
-        self._hook = None
         self.set_updated_tokens()
 
     def set_updated_tokens(self) -> None:
-        """Let gradients through to input and template tokens only; labels and separators stay put."""
-        if self._hook is not None:
-            self._hook.remove()
-        updated = is_updated(self.types)[:, None]
-        self._hook = self.delta_embedding.weight.register_hook(lambda grad: grad * updated.to(grad.device))
+        """Let gradients through to input and template tokens only; labels and separators stay put.
+
+        PEFT hangs a hook on the weight for this, which a deep copy of the model loses; here `forward` does it.
+        """
+        self.register_buffer("updated", is_updated(self.types)[:, None], persistent=False)
 
     def get_epsilon(self) -> Float[Tensor, "P"]:
         """Radius of each token's ball, (P,)."""
@@ -117,7 +121,8 @@ class CPTEmbedding(nn.Module):
     @torch.no_grad()
     def get_projection(self) -> Float[Tensor, "P D"]:
         """Delta with every row inside its ball, (P, D); nothing is changed."""
-        return project(self.delta_embedding.weight, self.get_epsilon().to(self.delta_embedding.weight))
+        delta = self.delta_embedding.weight
+        return project(delta.float(), self.get_epsilon().to(delta.device)).to(delta.dtype)  # half() rounds 1e-10 to 0
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -126,7 +131,8 @@ class CPTEmbedding(nn.Module):
 
     def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
         self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
-        return self.embedding(indices) + self.delta_embedding(indices)
+        delta = self.delta_embedding(indices)
+        return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())
 
     @staticmethod
     def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):
@@ -148,16 +154,40 @@ class CPTEmbedding(nn.Module):
 
     @torch.no_grad()
     def _load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved prompt (PEFT's hook): the file holds embedding + delta, the centre is ours already."""
-        saved = state["prompt_embeddings"]
-        _check_width(self, saved)
-        self.delta_embedding.weight.copy_(saved.to(self.embedding.weight) - self.embedding.weight)
+        """Take over a saved prompt (PEFT's hook), which is embedding + delta.
+
+        For inference the sum becomes the embedding, bit by bit, as in PEFT; for training the embedding stays the
+        centre and delta becomes the difference. Raises `MiniCPTError` if that lies outside the ball: the next
+        projection would change the prompt.
+        """
+        saved = _saved_prompt(self, state).to(self.embedding.weight)
+        if self.config.inference_mode:
+            self.embedding.weight.copy_(saved)
+            self.delta_embedding.weight.zero_()
+            return
+        delta = saved - self.embedding.weight
+        rounding = 0.01 * (self.embedding.weight.norm(dim=1) + self.get_epsilon().to(delta))  # of bfloat16, at most
+        outside = delta.norm(dim=1) > self.get_epsilon().to(delta) + rounding
+        if outside.any():
+            raise MiniCPTError(
+                f"{int(outside.sum())} of {len(delta)} tokens of the saved prompt are farther from the embeddings of "
+                "cpt_token_ids than epsilon allows: it was trained on another base model or with another epsilon. "
+                "Load it on its own base model, or for inference only (is_trainable=False)."
+            )
+        self.delta_embedding.weight.copy_(delta)
 
 
-def _check_width(module: nn.Module, saved: Tensor) -> None:
-    expected = tuple(module.embedding.weight.shape)
+def _saved_prompt(module: nn.Module, state: dict[str, Tensor]) -> Tensor:
+    """Return the prompt of an adapter file; `MiniCPTError` if there is none or it has another shape."""
+    if "prompt_embeddings" not in state:
+        raise MiniCPTError(
+            f"The file holds no 'prompt_embeddings' but {sorted(state)[:3]}: it is the file of another method. "
+            "Load it with the configuration it was saved with."
+        )
+    saved, expected = state["prompt_embeddings"], tuple(module.embedding.weight.shape)
     if tuple(saved.shape) != expected:
         raise MiniCPTError(
             f"The saved prompt has shape {tuple(saved.shape)}, this model needs {expected} (virtual tokens, "
             "embedding size); load it on the base model it was trained for."
         )
+    return saved

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .base_models import BaseModel
-from .data import ASSETS, Split
+from .data import ASSETS, Row, Split
 from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
 from .loss import IGNORE, label_loss
@@ -130,11 +130,13 @@ def fit(
     label_score: str = "mean",
     max_length: int | None = None,
     queries: Sequence[str] = (),
+    extra: Sequence[Row] = (),
 ) -> Predictor:
     """Fit a method on the split's shots.
 
     `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `queries` (by
-    default the split's) tell how long a query gets. Texts are cut where the prompt would not fit, with a warning.
+    default the split's) tell how long a query gets; `extra` rows are trained on as the shots are, but stand in no
+    context. Texts are cut where the prompt would not fit, with a warning.
     Seeded by the split; the global random state is left alone.
     """
     if method not in METHODS:
@@ -150,21 +152,22 @@ def fit(
     instruction = tokenize(tokenizer, [split.instruction + template.inter])[0] if spec.instruction else []
     if spec.instruction and not split.instruction:
         raise MiniCPTError(f'{method} needs an instruction; add "instruction" to the task {split.task!r}.')
-    labelled = [(text, split.verbalizers[label]) for text, label in split.shots]
+    labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains == "prompt" else 0)
     limit = min(base.max_length, max_length or base.max_length)
     cap = fit_text_length(
         n_prompt + max(map(len, candidates)),
         encode(tokenizer, template, labelled) if spec.context else [],
-        encode(tokenizer, template, [(t, None) for t in texts] + labelled),
+        encode(tokenizer, template, [(t, None) for t in texts] + labelled + further),
         limit,
     )
-    shots = encode(tokenizer, template, labelled, cap)
+    shots, others = encode(tokenizer, template, labelled, cap), encode(tokenizer, template, further, cap)
     if cap is not None:
-        n_cut = sum(e.cut > 0 for e in shots + encode(tokenizer, template, [(t, None) for t in texts], cap))
+        all_rows = shots + others + encode(tokenizer, template, [(t, None) for t in texts], cap)
+        n_cut = sum(e.cut > 0 for e in all_rows)
         warnings.warn(
-            f"{split.task}, {method}, {len(shots)} shots: {n_cut} of {len(shots) + len(texts)} texts were cut to {cap} "
+            f"{split.task}, {method}, {len(shots)} shots: {n_cut} of {len(all_rows)} texts were cut to {cap} "
             f"tokens, so that the prompt fits into {limit}; labels are never cut.",
             stacklevel=2,
         )
@@ -175,7 +178,7 @@ def fit(
     )  # fmt: skip
     if spec.trains is None:
         return predictor
-    rows = [_until_label(shot) for shot in shots]
+    rows = [_until_label(row) for row in shots + others]
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
         recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])

@@ -1,75 +1,102 @@
-"""Attach a prompt to a Hugging Face model: PEFT's configs and wrapper, with our prompt encoders and CPT forward.
+"""Attach a prompt to a Hugging Face model: PEFT's wrapper with our prompt encoders, CPT forward, saving and loading.
 
-The wrapper is a subclass of PEFT's, so `transformers.Trainer`, `generate` and `save_pretrained` know it. What differs
-from PEFT and why is in the docstrings of `CPTConfig` and `_cpt_forward`.
+Change `from peft import ...` to `from minicpt import ...`. The wrapper is a subclass of PEFT's, so
+`transformers.Trainer`, `generate` and PEFT itself know it and its files. What differs from PEFT and why is in the
+docstrings of `CPTConfig`, `_cpt_forward`, `save_pretrained` and `from_pretrained`.
 """
 
 import warnings
-from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
 
 import peft
 import torch
-from peft import PeftType, PromptTuningInit, TaskType
+from peft import PeftType, PromptTuningConfig, TaskType
 from torch import Tensor, nn
 
-from .embeddings import CPTEmbedding, PromptEmbedding
+from . import saving
+from .configs import CPTConfig, PeftConfig, StandsForPeft
+from .embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from .errors import MiniCPTError
+from .loss import IGNORE
 from .masks import is_label, shift_types
 
-__all__ = ["CPTConfig", "PeftModelForCausalLM", "PromptTuningConfig", "PromptTuningInit", "TaskType", "get_peft_model"]
-
-PromptTuningConfig = peft.PromptTuningConfig
-
-
-@dataclass
-class CPTConfig(peft.CPTConfig):
-    """PEFT's `CPTConfig` with three more fields, whose defaults leave its numbers as they are.
-
-    - `opt_loss_reduction`: `"mean"` over label tokens (PEFT) or `"sum"` over labels (paper 3.2.1)
-    - `opt_epsilon_unit`: epsilon counts sqrt(D/2048) (`"peft"`) or mean token-embedding norms (`"mean_norm"`)
-    - `opt_context_loss_weight`: factor on the context labels' loss; 0 trains on the training label alone
-
-    Raises `ValueError` for a task type other than CAUSAL_LM and for lists of unequal length, as PEFT does.
-    """
-
-    opt_loss_reduction: Literal["mean", "sum"] = field(default="mean", metadata={"help": "mean (PEFT) or sum (paper)"})
-    opt_epsilon_unit: Literal["peft", "mean_norm"] = field(default="peft", metadata={"help": "unit of epsilon"})
-    opt_context_loss_weight: float = field(default=1.0, metadata={"help": "factor on the context labels' loss"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, valid in [
-            ("opt_weighted_loss_type", ("none", "decay")),
-            ("opt_loss_reduction", ("mean", "sum")),
-            ("opt_epsilon_unit", ("peft", "mean_norm")),
-        ]:
-            if getattr(self, name) not in valid:
-                raise MiniCPTError(f"{name} must be one of {valid}, got {getattr(self, name)!r}.")
-        for name in ("opt_projection_epsilon", "opt_projection_format_epsilon"):
-            if not getattr(self, name) >= 0:
-                raise MiniCPTError(f"{name} is a radius and must be >= 0, got {getattr(self, name)!r}.")
-
-
+__all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig",
+           "TaskType", "get_peft_model"]  # fmt: skip
 ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
 
 
-def get_peft_model(model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", **kwargs):
+def _is_ours(config: peft.PeftConfig) -> bool:
+    return config.peft_type in ENCODERS and config.task_type == TaskType.CAUSAL_LM
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: peft.PeftConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+):
     """Wrap `model` with the prompt of `peft_config`; its weights are frozen. Source: PEFT `get_peft_model`.
 
     CPT and prompt tuning on causal language models get this library's wrapper, everything else PEFT's own.
     """
-    ours = peft_config.peft_type in ENCODERS and peft_config.task_type == TaskType.CAUSAL_LM
+    old, new = peft_config.base_model_name_or_path, model.__dict__.get("name_or_path") or None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers', about an attribute that PEFT reads
-        if not ours or kwargs:
-            return peft.get_peft_model(model, peft_config, adapter_name, **kwargs)
-        peft_config.base_model_name_or_path = model.__dict__.get("name_or_path") or None
+        if mixed or not _is_ours(peft_config):
+            return peft.get_peft_model(
+                model, peft_config, adapter_name, mixed, autocast_adapter_dtype, revision, low_cpu_mem_usage
+            )
+        if old is not None and old != new:
+            warnings.warn(f"The configuration was made for the base model {old!r} and is now used with {new!r}.")
+        peft_config.base_model_name_or_path = new
+        peft_config.revision = revision or peft_config.revision
         return PeftModelForCausalLM(model, peft_config, adapter_name)
 
 
-class PeftModelForCausalLM(peft.PeftModelForCausalLM):
-    """PEFT's wrapper with this library's prompt encoders and CPT forward."""
+def _config_in(model_id, **kwargs) -> peft.PeftConfig:
+    config = saving.readable(model_id, PeftConfig.from_pretrained, model_id, **kwargs)
+    if config.peft_type is None:
+        raise MiniCPTError(f"The file in {str(model_id)!r} is damaged or no PEFT adapter: it names no peft_type.")
+    return config
+
+
+class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
+    """PEFT's `PeftModel`; `from_pretrained` gives this library's wrapper where `get_peft_model` would."""
+
+    _stands_for = peft.PeftModel
+
+    @classmethod
+    def from_pretrained(cls, model, model_id, adapter_name="default", is_trainable=False, config=None, **kwargs):
+        """Load a saved adapter onto `model`. Source: PEFT `PeftModel.from_pretrained`.
+
+        Unlike there, prompts of causal language models can be trained further (`is_trainable=True`): a context's
+        centre is `E[cpt_token_ids]`, its delta the saved prompt minus the centre, or both exactly as they were if the
+        folder holds this library's state file. Raises `MiniCPTError` for damaged or foreign files.
+        """
+        if config is None:
+            config = _config_in(model_id, **kwargs)
+        if not isinstance(config, peft.PeftConfig) or not _is_ours(config):
+            return super().from_pretrained(model, model_id, adapter_name, is_trainable, config, **kwargs)
+        config.inference_mode = not is_trainable
+        wrapped = PeftModelForCausalLM(model, config, adapter_name)
+        wrapped.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+        return wrapped
+
+
+class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
+    """PEFT's wrapper with this library's prompt encoders, CPT forward, checks, saving and loading."""
+
+    _stands_for = peft.PeftModelForCausalLM
+
+    def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, **kwargs) -> None:
+        """Add a prompt by name, any name; `set_adapter` makes it the active one. Source: PEFT `add_adapter`."""
+        if peft_config.peft_type in ENCODERS and peft_config.token_dim is None:
+            # PEFT takes hidden_size, which some models (OPT-350m) project their embeddings to
+            peft_config.token_dim = self.base_model.get_input_embeddings().weight.shape[1]
+        super().add_adapter(adapter_name, peft_config, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         config = self.peft_config[adapter_name]
@@ -77,7 +104,7 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM):
             super()._setup_prompt_encoder(adapter_name)
             return
         if not hasattr(self, "prompt_encoder"):
-            self.prompt_encoder, self.prompt_tokens = nn.ModuleDict(), {}
+            self.prompt_encoder, self.prompt_tokens, self._warned = nn.ModuleDict(), {}, set()
         self.base_model.requires_grad_(False)
         self.transformer_backbone_name = self.base_model.base_model_prefix
         if config.num_transformer_submodules is None:
@@ -86,11 +113,47 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM):
         if config.token_dim != self.word_embeddings.weight.shape[1]:
             raise MiniCPTError(
                 f"token_dim is {config.token_dim}, the model's embeddings have {self.word_embeddings.weight.shape[1]} "
-                "dimensions; leave token_dim out, it is read from the model."
+                "dimensions. Load a saved prompt on the base model it was trained for; in a new configuration leave "
+                "token_dim out, it is read from the model."
             )
         encoder = ENCODERS[config.peft_type](config, self.word_embeddings).to(self.device)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens * config.num_transformer_submodules)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=8)  # the caller of model(...), behind torch's and PEFT's frames
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, *args, **kwargs):
+        """Run [prompt, query]: PEFT's signature; logits (B, P+T, V) and, given labels (B, T), the loss.
+
+        Raises `MiniCPTError` for ids outside the vocabulary and where the loss would be NaN for want of a label.
+        """
+        kind = self.active_peft_config.peft_type
+        if kind in ENCODERS and input_ids is not None:
+            check_ids("input_ids", input_ids, self.word_embeddings)
+        if kind == PeftType.PROMPT_TUNING and labels is not None:
+            counted = labels[labels != IGNORE]
+            check_ids("labels", counted, self.word_embeddings)
+            # a count of items from outside (Trainer, gradient accumulation) makes the loss of no labels 0, not 0/0
+            if not len(counted) and kwargs.get("num_items_in_batch") is None:
+                raise MiniCPTError("All labels are -100: the loss would be NaN. Label at least one token of the batch.")
+        return super().forward(input_ids, attention_mask, inputs_embeds, labels, *args, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
+            check_ids("input_ids", ids, self.word_embeddings)
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """One step's inputs, PEFT's, with the zeros of `cpt_mask` honoured as `forward` does."""
+        inputs, config = super().prepare_inputs_for_generation(*args, **kwargs), self.active_peft_config
+        if config.peft_type == PeftType.CPT:
+            inputs["attention_mask"] = self._mask_context(inputs.get("attention_mask"), config)
+        return inputs
 
     def _cpt_forward(self, input_ids, inputs_embeds, peft_config, task_ids, batch_size, **kwargs):
         """Run [context, query] and, given labels, the loss over both. Source: PEFT `_cpt_forward`.
@@ -98,39 +161,120 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM):
         input_ids (B, T) or inputs_embeds (B, T, D), labels (B, T), input_type_mask (B, T); logits (B, P+T, V).
         Unlike PEFT: the active adapter's own config counts, whatever its name; the caller's `input_type_mask` is not
         changed; zeros of `cpt_mask` are honoured in the attention; the base model is not given the labels, so no
-        second cross-entropy is computed; roles that would shift raise.
+        second cross-entropy is computed; roles that would shift, and a loss without any label, raise.
         """
         labels, types = kwargs.pop("labels"), kwargs.pop("input_type_mask", None)
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        device, T = inputs_embeds.device, inputs_embeds.shape[1]
+        if labels is not None:  # first what can be refused, then what takes time
+            if kwargs.get("return_dict") is False:
+                raise MiniCPTError("CPT's loss needs return_dict=True: it is put into the output under its name.")
+            labels, types = self._label_context(labels, types, peft_config, inputs_embeds)
         prompt = self.get_prompt(batch_size=batch_size).to(inputs_embeds.dtype)
-        kwargs["attention_mask"] = self._mask_context(kwargs.get("attention_mask"), peft_config, batch_size, T, device)
-        output = self.base_model(inputs_embeds=torch.cat((prompt, inputs_embeds), dim=1), **kwargs)
-        if labels is None:
-            return output
+        inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)
+        mask = kwargs.pop("attention_mask")
+        if mask is None and not all(peft_config.cpt_mask):
+            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
+        mask = self._mask_context(mask, peft_config)
+        output = self.base_model(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
+        return output if labels is None else CPTEmbedding.calculate_loss(output, labels, types, peft_config)
 
-        prefix_types = torch.tensor(peft_config.cpt_tokens_type_mask, device=device)
+    def _label_context(self, labels: Tensor, types: Tensor | None, config, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the context's labels and types before the query's: each (B, T) -> (B, P+T), -100 off labels."""
+        (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
         if types is None:
-            warnings.warn(
+            self._warn_once(
                 "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-                "the query's tokens (4 at its label) to say what is what.",
-                stacklevel=2,
+                "the query's tokens (4 at its label) to say what is what."
             )
-            types = torch.full((batch_size, T), 4, device=device)
-        types = shift_types(prefix_types, types.to(device).long())
-        types = torch.cat((prefix_types.expand(batch_size, -1), types), dim=1)
-        prefix_ids = torch.tensor(peft_config.cpt_token_ids, device=device).expand(batch_size, -1)
-        labels = torch.cat((prefix_ids, labels.to(device)), dim=1)
-        labels = labels.masked_fill(~is_label(types), -100)
-        return CPTEmbedding.calculate_loss(output, labels, types, peft_config)
+            types = torch.full((B, T), 4)
+        for name, value in (("labels", labels), ("input_type_mask", types)):
+            if tuple(value.shape) != (B, T):
+                raise MiniCPTError(
+                    f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
+                    "for the context, whose own come from the configuration."
+                )
+        context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
+        types = shift_types(context_types, types.to(device).long())
+        types = torch.cat((context_types.expand(B, -1), types), dim=1)
+        context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
+        labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(~is_label(types), IGNORE)
+        counted = labels != IGNORE
+        if not counted[:, 1:].any():
+            raise MiniCPTError(
+                "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
+                "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
+            )
+        if not counted[:, P:].any():
+            self._warn_once(
+                "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
+                "the context's alone, as in PEFT, and learns nothing from the query."
+            )
+        check_ids("labels", labels[counted], self.word_embeddings)
+        return labels, types
 
     @staticmethod
-    def _mask_context(mask: Tensor | None, config, batch_size: int, T: int, device) -> Tensor | None:
-        """Write `cpt_mask` into the first P places of the attention mask (B, P+T); all ones need no mask at all."""
-        if all(config.cpt_mask):
+    def _mask_context(mask: Tensor | None, config) -> Tensor | None:
+        """Write `cpt_mask` into the first P places of the attention mask (B, P+T); all ones change nothing."""
+        if mask is None or all(config.cpt_mask):
             return mask
-        P = config.num_virtual_tokens
-        mask = torch.ones(batch_size, P + T, device=device) if mask is None else mask.clone()
-        mask[:, :P] = torch.tensor(config.cpt_mask, device=mask.device)
+        if mask.dim() != 2:
+            raise MiniCPTError("cpt_mask with zeros needs a 2-D attention mask; leave static caches and 4-D masks out.")
+        mask = mask.clone()
+        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask, device=mask.device)
         return mask
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """Return the prompt as it is saved, (P, D) on the CPU; unlike PEFT's, this does not project delta in place."""
+        encoder = self.prompt_encoder[adapter_name]
+        if not isinstance(encoder, CPTEmbedding):
+            return super().get_prompt_embedding_to_save(adapter_name)
+        return (encoder.embedding.weight + encoder.get_projection()).detach().cpu()
+
+    def save_pretrained(self, save_directory, *args, training_state: dict | None = None, **kwargs) -> None:
+        """Save in PEFT's format, with PEFT's arguments; an interrupted save leaves the old files as they were.
+
+        Beside PEFT's files, `minicpt_state.safetensors` keeps a context's centre and delta exactly. `training_state`,
+        objects by name (`{"optimizer": optimizer, "scheduler": scheduler, "generator": generator}`), goes there too,
+        for the active adapter, with torch's random state; `load_training_state` gives it back.
+        """
+        with saving.replacing(save_directory) as new:
+            super().save_pretrained(str(new), *args, **kwargs)
+            for name, encoder in getattr(self, "prompt_encoder", {}).items():  # LoRA has none
+                folder = new if name == "default" else new / name
+                if (folder / saving.CONFIG).is_file():  # none if it was not selected, or not in the main process
+                    extra = training_state if name == self.active_adapter else None
+                    saving.write_state(folder, encoder, extra)
+
+    def load_adapter(self, model_id, adapter_name: str, is_trainable: bool = False, **kwargs):
+        """Load a saved adapter under a new name, or into the adapter of that name. Source: PEFT `load_adapter`.
+
+        Differences: as for `PeftModel.from_pretrained`; an adapter that cannot be loaded is not left half added.
+        """
+        if self.peft_type not in ENCODERS:
+            return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
+        is_new = adapter_name not in self.peft_config
+        if is_new:
+            hub_kwargs, _ = self._split_kwargs(kwargs)
+            config = _config_in(model_id, **hub_kwargs)
+            config.inference_mode = not is_trainable
+            self.add_adapter(adapter_name, config)  # by now it is there, so PEFT only loads and does not refuse
+        folder, load = Path(model_id, kwargs.get("subfolder") or ""), super().load_adapter
+        try:
+            saving.require_weights(folder)
+            result = saving.readable(folder, load, model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+            if not self.peft_config[adapter_name].inference_mode:
+                saving.restore_exactly(folder, self.prompt_encoder[adapter_name])
+        except BaseException:
+            if is_new:
+                del self.peft_config[adapter_name], self.prompt_encoder[adapter_name], self.prompt_tokens[adapter_name]
+            raise
+        return result
+
+
+class AutoPeftModelForCausalLM(peft.AutoPeftModelForCausalLM):
+    """PEFT's loader of base model and adapter in one call, with this library's wrapper."""
+
+    _target_peft_class = PeftModelForCausalLM
