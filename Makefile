@@ -8,6 +8,7 @@ SHELL := /bin/bash
 DATA ?= micro
 DATA_DIR ?=
 WORKERS ?= 2
+WHY := icl cpt cpt_train_label cpt_paper_eps
 ifeq ($(CONDA_DEFAULT_ENV),minicpt)
   BIN := $(CONDA_PREFIX)/bin
   STAMP := $(CONDA_PREFIX)/.minicpt-installed
@@ -23,7 +24,7 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce test quick lab check-install notebooks clean
+.PHONY: help setup reproduce why test quick lab check-install notebooks clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -47,6 +48,11 @@ reproduce: GRID :=
 endif
 reproduce: setup  ## the few-shot table on the embedded model (DATA=real DATA_DIR=folder: on real data)
 	$(PYTHON) -m minicpt table --workers $(WORKERS) --out $(OUT) --report $(GRID)
+
+why: setup  ## where CPT loses, and why: the loss on context labels, the size of the ball
+	$(PYTHON) -m minicpt table --methods $(WHY) --workers $(WORKERS) --out results/why_cpt
+	$(PYTHON) -m minicpt table --methods $(WHY) --workers $(WORKERS) --out results/why_cpt_arbitrary \
+	  --labels arbitrary --datasets sst2 ag_news trec dbpedia
 
 test: setup  ## all tests, notebooks included, offline
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2
