@@ -71,8 +71,10 @@ def report(out: Path, title: str) -> dict[str, Path]:
         ["nbconvert", "--to", "html", "--template", "classic", "--no-input", *quiet, str(paths["report"])],
     ]
     for command in commands:
-        subprocess.run([sys.executable, "-m", *command], check=True, env=environment)
-    return paths
+        done = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise MiniCPTError(f"{command[0]} failed on {notebook.name}; the results are kept. It said:\n{done.stderr}")
+    return paths | {figure.name: figure for figure in sorted(out.glob("*.png"))}
 
 
 def cell(args) -> int:

@@ -187,11 +187,11 @@ def test_report_of_a_store(tiny_store, tmp_path):
 
     folder = tmp_path / "a store with spaces"
     shutil.copytree(tiny_store.folder, folder)
-    paths = report(folder)
+    paths = report(folder, "A few shots")
     text = paths["html"].read_text(encoding="utf-8")
-    assert {path.name for path in folder.glob("*.png")} == {
-        "accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}  # fmt: skip
-    assert "out of luck" in text
+    figures = {"accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}
+    assert {path.name for path in folder.glob("*.png")} == figures <= paths.keys()
+    assert "out of luck" in text and "A few shots" in text
     assert "1 results of older settings left out, 8 shown" in text
     assert "No published cell belongs to a model of this store" in text
     ran = nbformat.read(paths["report"], as_version=4)
