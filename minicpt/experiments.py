@@ -10,7 +10,6 @@ import os
 import platform
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -175,13 +174,12 @@ def _peak_memory_mb() -> float | None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file under a temporary name and move it in place, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a name per process: two may write at once
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -182,12 +182,7 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
     def _label_context(self, labels: Tensor, types: Tensor | None, config, query: Tensor) -> tuple[Tensor, Tensor]:
         """Put the context's labels and types before the query's: each (B, T) -> (B, P+T), -100 off labels."""
         (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
-        if types is None:
-            self._warn_once(
-                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-                "the query's tokens (4 at its label) to say what is what."
-            )
-            types = torch.full((B, T), 4)
+        given, types = types is not None, torch.full((B, T), 4) if types is None else types
         for name, value in (("labels", labels), ("input_type_mask", types)):
             if tuple(value.shape) != (B, T):
                 raise MiniCPTError(
@@ -197,6 +192,11 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
         context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
         types = shift_types(context_types, types.to(device).long())
         types = torch.cat((context_types.expand(B, -1), types), dim=1)
+        if not given:
+            self._warn_once(
+                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+                "the query's tokens (4 at its label) to say what is what."
+            )
         context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
         labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(~is_label(types), IGNORE)
         counted = labels != IGNORE
