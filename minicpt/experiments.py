@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 from .data import TASKS, Task, load_task, make_split
-from .errors import unknown
+from .errors import MiniCPTError, unknown
 from .methods import METHODS, hyperparameters
 
 SHOTS = (2, 4, 6)
@@ -276,6 +277,11 @@ def run_grid(cells: list[Cell], store: Store, workers: int = 1) -> list[str]:
                 bar.set_description(str(running[done]))
                 failures += filter(None, [done.result()])
                 bar.update()
+        except BrokenProcessPool as error:
+            raise MiniCPTError(
+                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same command "
+                "again, with one worker if memory is short."
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,8 +1,10 @@
 """Cells, the store and the grid: names, resuming, damage, failures, interruption."""
 
 import json
+import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -133,6 +135,23 @@ def test_two_worker_processes_give_the_results_of_one(tmp_path):
     for cell in cells:
         one, two = (Store(tmp_path / folder).get(cell) for folder in ("one", "two"))
         assert one["log_scores"] == two["log_scores"] and one["history"] == two["history"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_cell_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    cells, store = grid(["trec"], ["icl"], [2], range(30), n_test=8), Store(tmp_path)
+
+    def kill_a_worker(progress):
+        if sum(1 for _ in store.folder.glob("*.json")) > 3 and (workers := multiprocessing.active_children()):
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr("tqdm.tqdm.update", lambda self, n=1: kill_a_worker(self))
+    with pytest.raises(MiniCPTError, match="A worker process died"):
+        run_grid(cells, store, 2)
+    monkeypatch.undo()
+    done = sum(store.get(cell) is not None for cell in cells)
+    assert 3 < done < len(cells) and not store.errors()
+    assert run_grid(cells, store, 1) == [] and all(store.get(cell) for cell in cells)
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
