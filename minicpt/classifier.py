@@ -83,6 +83,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _hyperparameters(self) -> dict:
         """Those of this fit; raises for parameters that have no meaning."""
         hp, spec = hyperparameters(self.method, self.model), METHODS[self.method]
+        hyperparameters(self.method, self.model, self.hp)  # raises for a misspelt name
         if spec.instruction and not self.instruction:
             raise MiniCPTError(f'{self.method} needs instruction="...", a sentence that says what to do.')
         if self.label_score not in LABEL_SCORES:
@@ -92,9 +93,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise MiniCPTError(f"{name} must be None or a whole number from 1, got {value!r}.")
-        if spec.trains and (wrong := [name for name in self.hp or () if name not in (*hp, "target_modules")]):
-            raise unknown("hyper-parameter", wrong[0], hp)
-        return {**hp, "batch_size": hp.get("batch_size") or BATCH, **(self.hp or {})}
+        return {**hp, "batch_size": hp["batch_size"] or BATCH, **(self.hp or {})} if spec.trains else {}
 
     def _words(self, classes: list) -> dict[Hashable, str]:
         """The label word of each class; raises if one has none, or two share one."""
