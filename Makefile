@@ -50,8 +50,8 @@ reproduce: setup  ## the few-shot table on the embedded model (DATA=real DATA_DI
 	$(PYTHON) -m minicpt table --workers $(WORKERS) --out $(OUT) --report $(GRID)
 
 why: setup  ## where CPT loses, and why: the loss on context labels, the size of the ball
-	$(PYTHON) -m minicpt table --methods $(WHY) --workers $(WORKERS) --out results/why_cpt
-	$(PYTHON) -m minicpt table --methods $(WHY) --workers $(WORKERS) --out results/why_cpt_arbitrary \
+	$(PYTHON) -m minicpt table --methods $(WHY) --seeds 10 --workers $(WORKERS) --out results/why_cpt
+	$(PYTHON) -m minicpt table --methods $(WHY) --seeds 10 --workers $(WORKERS) --out results/why_cpt_arbitrary \
 	  --labels arbitrary --datasets sst2 ag_news trec dbpedia
 
 test: setup  ## all tests, notebooks included, offline

@@ -198,7 +198,8 @@ def to_markdown(summary, title, notes):
     """The wide table of each model in Markdown, our numbers beside published ones; notes: a list of paragraphs."""
     seeds = " to ".join(map(str, sorted({summary.n_seeds.min(), summary.n_seeds.max()})))
     parts = [f"# {title}", *notes, f"Accuracy in percent, mean ±std (seeds: {seeds}); the best of a column is bold for "
-             "each number of shots; `*` after a dataset: arbitrary labels; `mean`: over the datasets without `*`."]
+             "each number of shots; `*` after a dataset: arbitrary labels, which set_cls always has; `mean`: over the "
+             "datasets without `*`."]
     for model, rows in summary.groupby("model"):
         table = wide(rows).droplevel("model").reset_index()
         parts += [f"## {model}", pipes(table.columns, table.to_numpy())]
