@@ -175,7 +175,8 @@ def ship(runs):
     logs = {run.name: [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()] for run in runs}
     icl = {n: mean(mean(c[k]) for c in r["accuracy"].values() for k in "246") for n, r in results.items()}
     near = {n: {task: is_near(r["accuracy"], task) for task in REAL} for n, r in results.items()}
-    best = max(runs, key=lambda run: (sum(results[run.name]["gates"].values()), sum(near[run.name].values()), icl[run.name]))
+    met = {n: (sum(r["gates"].values()), sum(near[n].values()), icl[n]) for n, r in results.items()}
+    best = max(runs, key=lambda run: met[run.name])
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copyfile(best / "model" / name, folder / name)
     model = AutoModelForCausalLM.from_pretrained(folder)

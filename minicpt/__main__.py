@@ -17,6 +17,8 @@ def _root() -> Path:
 
 def table(args) -> int:
     """Fill the store with the few-shot table, then write table, figures and report."""
+    import pandas as pd
+
     from . import experiments, tables
 
     options = dict(
@@ -46,7 +48,7 @@ def table(args) -> int:
     print(tables.to_text(tables.summary(results)))
     if "overall.csv" in paths:
         header, rows = tables.overall_rows(tables.overall(results))
-        print(tables.pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
+        print(pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
     if args.report:
         paths |= report(Path(args.out), title)
     for path in paths.values():

@@ -48,13 +48,15 @@ class BaseModel:
 
 
 def weights_fingerprint(name: str) -> str:
-    """Short sha256 of a local model's weight files; for a hub name the name itself."""
+    """Short sha256 of a local model's weight files, read in pieces; for a hub name the name itself."""
     folder = MICRO if name == "micro" else Path(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            while piece := file.read(2**24):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 

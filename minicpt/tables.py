@@ -199,7 +199,7 @@ def to_markdown(summary, title, notes):
     seeds = " to ".join(map(str, sorted({summary.n_seeds.min(), summary.n_seeds.max()})))
     parts = [f"# {title}", *notes, f"Accuracy in percent, mean ±std (seeds: {seeds}); the best of a column is bold for "
              "each number of shots; `*` after a dataset: arbitrary labels, which set_cls always has; `mean`: over the "
-             "datasets without `*`."]
+             "datasets without `*`; †: with a written instruction, placed after our reading of the paper."]
     for model, rows in summary.groupby("model"):
         table = wide(rows).droplevel("model").reset_index()
         parts += [f"## {model}", pipes(table.columns, table.to_numpy())]

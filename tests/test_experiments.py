@@ -1,5 +1,6 @@
 """Cells, the store and the grid: names, resuming, damage, failures, interruption."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minicpt import experiments
+from minicpt.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
 from minicpt.experiments import Cell, Store, grid, run_cell, run_grid
 
@@ -50,6 +52,16 @@ def test_the_key_names_everything_that_matters():
         json.loads(json.dumps(config)) == config
         and len(config["task_sha256"]) == len(config["model_fingerprint"]) == 16
     )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_other_weights_have_another_fingerprint(tmp_path, name):
+    (tmp_path / name).write_bytes(b"one" * 10)
+    first = weights_fingerprint(str(tmp_path))
+    assert first == hashlib.sha256(b"one" * 10).hexdigest()[:16]
+    (tmp_path / name).write_bytes(b"two" * 10)
+    assert weights_fingerprint(str(tmp_path)) != first
+    assert weights_fingerprint("some/hub-name") == "some/hub-name"
 
 
 def test_grid_has_zero_shot_once_per_seed():
