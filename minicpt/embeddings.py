@@ -5,14 +5,15 @@ do as `config`; the classes here need torch alone.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .errors import MiniCPTError
-from .loss import label_loss
-from .masks import is_updated, tokenize
+from .loss import IGNORE, label_loss
+from .masks import is_label, is_updated, shift_types, tokenize
 from .projection import epsilon_scale, project, token_epsilon
 
 
@@ -135,21 +136,60 @@ class CPTEmbedding(nn.Module):
         return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())
 
     @staticmethod
+    def label_context(
+        labels: Int[Tensor, "B T"], types: Tensor | None, config, query: Tensor, warn: Callable[[str], None]
+    ) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+        """Put the context's labels and types before the query's: each (B, T) -> (B, S), S = P+T, -100 off labels.
+
+        `query` (B, T, D) tells sizes and device. Raises `MiniCPTError` for wrong shapes and where the loss would be
+        NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
+        """
+        (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
+        given, types = types is not None, torch.full((B, T), 4) if types is None else types
+        for name, value in (("labels", labels), ("input_type_mask", types)):
+            if tuple(value.shape) != (B, T):
+                raise MiniCPTError(
+                    f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
+                    "for the context, whose own come from the configuration."
+                )
+        context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
+        types = shift_types(context_types, types.to(device).long())
+        types = torch.cat((context_types.expand(B, -1), types), dim=1)
+        if not given:
+            warn(
+                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+                "the query's tokens (4 at its label) to say what is what."
+            )
+        context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
+        labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(~is_label(types), IGNORE)
+        counted = labels != IGNORE
+        if not counted[:, 1:].any():
+            raise MiniCPTError(
+                "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
+                "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
+            )
+        if not counted[:, P:].any():
+            warn(
+                "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
+                "the context's alone, as in PEFT, and learns nothing from the query."
+            )
+        return labels, types
+
+    @staticmethod
+    def loss_options(config) -> tuple[float, str, float]:
+        """Decay, reduction and context weight of `label_loss`, from the configuration."""
+        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
+        return decay, getattr(config, "opt_loss_reduction", "mean"), getattr(config, "opt_context_loss_weight", 1.0)
+
+    @staticmethod
     def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):
         """Set `base_model_output.loss` from its logits (B, S, V), labels (B, S) and types (B, S); return it.
 
         Source: PEFT `CPTEmbedding.calculate_loss`, same numbers for `opt_loss_reduction="mean"` (the default).
         """
-        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
         logits = base_model_output.logits
-        base_model_output.loss = label_loss(
-            logits,
-            labels.to(logits.device),
-            cpt_type_mask.to(logits.device),
-            decay,
-            getattr(config, "opt_loss_reduction", "mean"),
-            getattr(config, "opt_context_loss_weight", 1.0),
-        )
+        labels, types = labels.to(logits.device), cpt_type_mask.to(logits.device)
+        base_model_output.loss = label_loss(logits, labels, types, *CPTEmbedding.loss_options(config))
         return base_model_output
 
     @torch.no_grad()

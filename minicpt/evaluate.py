@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import MiniCPTError, unknown
 from .masks import LABEL, Encoded, collate
-from .prefix import branch, prefix_cache
+from .prefix import KeptPrefix, obstacle, run, start
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("mean", "sum", "first")
@@ -35,12 +35,13 @@ def label_scores(
     candidates: Sequence[list[int]],
     how: str = "mean",
     batch_size: int = 64,
+    kept: KeptPrefix | None = None,
 ) -> Float[Tensor, "N C"]:
     """Log-probability of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
     `how`: "mean" over the label's tokens (so that long labels are not at a disadvantage), "sum", or "first" token only
-    (the authors' demo). `prefix` embeddings come before every query and are run once. A query's scores do not depend
-    on the other rows of its batch.
+    (the authors' demo). `prefix` embeddings come before every query and are run once, or not at all if `kept` from an
+    earlier call. A query's scores do not depend on the other rows of its batch.
     """
     if how not in LABEL_SCORES:
         raise unknown("label score", how, LABEL_SCORES)
@@ -48,30 +49,31 @@ def label_scores(
     tails = sorted({tuple(c[:-1]) for c in candidates})
     rows = [(n, tail, q + Encoded(list(tail), [LABEL] * len(tail))) for n, q in enumerate(queries) for tail in tails]
     rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
-    cache = prefix_cache(model, prefix) if prefix is not None else None
     P = prefix.shape[1] if prefix is not None else 0
+    share, kept = P and not obstacle(model, P), kept or KeptPrefix()
     scores = torch.empty(len(queries), len(candidates))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
         ids, mask, _ = collate([row for _, _, row in batch])
-        ends = [len(row) for _, _, row in batch]
-        # the head runs where some row has a label token to predict, nowhere else
-        keep = sorted({t for (_, tail, _), end in zip(batch, ends) for t in range(end - len(tail) - 1, end)})
-        place = {t: i for i, t in enumerate(keep)}
-        kwargs = {"past_key_values": branch(cache, len(batch)), "use_cache": True} if P else {}
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device),
-            logits_to_keep=torch.tensor(keep, device=model.device),
-            **kwargs,
-        ).logits
-        log_p = logits.float().log_softmax(-1).cpu()  # (rows, kept positions, V)
-        for row, ((n, tail, _), end) in enumerate(zip(batch, ends)):
-            first = end - len(tail) - 1  # this position predicts the label's first token
+        mask = torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device)
+        embeds = model.get_input_embeddings()(ids.to(model.device))
+        prompt = prefix.to(embeds.dtype) if P else None
+        shared, rest = start(model, prompt, embeds, mask, kept, share)
+        # the head runs where a row has a label token to predict, nowhere else
+        own = P + ids.shape[1] - rest.shape[1]  # tokens that stand before the rest
+        at = [
+            (i, P - own + len(row) - 1 - t) for i, (_, tail, row) in enumerate(batch) for t in range(len(tail), -1, -1)
+        ]
+        where = tuple(torch.tensor(index, device=model.device) for index in zip(*at))
+        cache = shared.branch(len(batch)) if shared else None
+        logits, _, _ = run(model, rest, mask, cache, lambda hidden: hidden[where][None], use_cache=bool(shared))
+        log_p, place = logits[0].float().log_softmax(-1).cpu(), 0
+        for n, tail, _ in batch:
             for c, candidate in enumerate(candidates):
                 if tuple(candidate[:-1]) == tail:
-                    tokens = [log_p[row, place[first + t], token] for t, token in enumerate(candidate)]
+                    tokens = [log_p[place + t, token] for t, token in enumerate(candidate)]
                     scores[n, c] = tokens[0] if how == "first" else sum(tokens) / (len(tokens) if how == "mean" else 1)
+            place += len(tail) + 1
     return scores
 
 
