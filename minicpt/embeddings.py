@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -131,6 +132,8 @@ class CPTEmbedding(nn.Module):
         self.delta_embedding.weight.copy_(self.get_projection())
 
     def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
+        if not torch.is_grad_enabled():  # looking changes nothing: projecting twice would differ in the last bit
+            return self.embedding(indices) + F.embedding(indices, self.get_projection())
         self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
         delta = self.delta_embedding(indices)
         return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())

@@ -125,24 +125,23 @@ class KeptPrefix:
         return self._prefix
 
     @staticmethod
-    def _origin(model, prompt, mask):
+    def _origin(model, prompt, mask) -> tuple[list, tuple]:
+        """What a prefix comes from: objects and numbers to compare one by one, and tensors to compare by value."""
+        seen: list = [weakref.ref(model)]  # a new reference to the same object is the old one, so `is` will do
+        for w in (*model.parameters(), *model.buffers()):
+            # the storage's reference keeps its address from being used again, so equal means: the same memory
+            seen += [weakref.ref(w), StorageWeakRef(w.untyped_storage()), -1 if w.is_inference() else w._version]
         device = prompt.device.type
-        weights = [
-            # the reference keeps an address from being used again, so equal means: the same memory
-            (weakref.ref(w), StorageWeakRef(w.untyped_storage()), -1 if w.is_inference() else w._version)
-            for w in (*model.parameters(), *model.buffers())
-        ]
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        return weakref.ref(model), weights, autocast, prompt.clone(), None if mask is None else mask.clone()
+        seen += [prompt.dtype, prompt.device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+        return seen, (prompt.clone(), mask)
 
-    def _same(self, of) -> bool:
-        (*names, prompt, mask), (*other, other_prompt, other_mask) = self._of, of
+    def _same(self, of: tuple[list, tuple]) -> bool:
+        (seen, (prompt, mask)), (seen_now, (prompt_now, mask_now)) = self._of, of
         return (
-            names == other
-            and (prompt.dtype, prompt.device, prompt.shape)
-            == (other_prompt.dtype, other_prompt.device, other_prompt.shape)
-            and torch.equal(prompt, other_prompt)
-            and (mask is other_mask if mask is None or other_mask is None else torch.equal(mask, other_mask))
+            len(seen) == len(seen_now)
+            and all(a is b if isinstance(a, weakref.ref) else a == b for a, b in zip(seen, seen_now))
+            and torch.equal(prompt, prompt_now)
+            and (mask is mask_now if mask is None or mask_now is None else torch.equal(mask, mask_now))
         )
 
 
@@ -168,7 +167,7 @@ def start(
             same &= (mask[:, P:] == 1).all(0)
         common = min(int(same.long().cumprod(0).sum()), T - 1)  # every row keeps a token of its own
     n = P + common
-    if not share or (B - 1) * n < WORTH_SHARING:
+    if not share or B == 1 or (B - 1) * n < WORTH_SHARING:
         return None, whole
     _, hidden, cache = run(model, whole[:1, :n], None if mask is None else mask[:1, :n])
     return Prefix(hidden, cache), queries[:, common:]
