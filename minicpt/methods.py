@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .base_models import BaseModel
 from .data import ASSETS, Row, Split
 from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
-from .loss import IGNORE, label_loss
+from .loss import IGNORE, label_loss, token_weights
 from .masks import INPUT, LABEL, Encoded, build_context, collate, encode, tokenize
+from .prefix import obstacle, prompted
 from .train import Recipe, train
 
 
@@ -242,11 +244,14 @@ def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed)
         weight.data = rows_of(base.model.get_input_embeddings(), instruction)
     fixed = Encoded(context.ids, [0] * len(context))
     rows = [fixed + row for row in rows]
+    share = not obstacle(base.model, config.num_virtual_tokens + len(context))
 
     def loss_of(chosen):
         ids, mask, types, labels = _batch(rows, chosen, base.device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, config.num_virtual_tokens :]
-        return label_loss(logits, labels, types, reduction="sum")
+        prompt, before = model.get_prompt(batch_size=1), (config.num_virtual_tokens, 0)
+        mask, types, labels = (F.pad(x, before, value=v) for x, v in ((mask, 1), (types, 0), (labels, IGNORE)))
+        weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
+        return prompted(base.model, prompt, base.model.get_input_embeddings()(ids), mask, labels, weights, share=share).loss
 
     predictor.history = train(loss_of, [weight], len(rows), recipe, _generator(seed))
     prompt = model.get_prompt(batch_size=1).detach()
