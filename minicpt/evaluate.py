@@ -1,6 +1,7 @@
 """Label scores without generation: log-probability of each candidate label after each query, raw and calibrated."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,9 @@ from torch import Tensor
 from .errors import MiniCPTError, unknown
 from .masks import LABEL, Encoded, collate
 from .prefix import branch, prefix_cache
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("mean", "sum", "first")
@@ -30,7 +34,7 @@ def check_candidates(candidates: dict[str, list[int]]) -> None:
 @torch.no_grad()
 def label_scores(
     model,
-    prefix: Float[Tensor, "1 P D"] | None,
+    prefix: 'Float[Tensor, "1 P D"] | Cache | None',
     queries: Sequence[Encoded],
     candidates: Sequence[list[int]],
     how: str = "mean",
@@ -39,8 +43,8 @@ def label_scores(
     """Log-probability of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
     `how`: "mean" over the label's tokens (so that long labels are not at a disadvantage), "sum", or "first" token only
-    (the authors' demo). `prefix` embeddings come before every query and are run once. A query's scores do not depend
-    on the other rows of its batch.
+    (the authors' demo). `prefix` comes before every query: embeddings, which are run once, or a KV cache of one row
+    (CT-KV). A query's scores do not depend on the other rows of its batch.
     """
     if how not in LABEL_SCORES:
         raise unknown("label score", how, LABEL_SCORES)
@@ -48,8 +52,8 @@ def label_scores(
     tails = sorted({tuple(c[:-1]) for c in candidates})
     rows = [(n, tail, q + Encoded(list(tail), [LABEL] * len(tail))) for n, q in enumerate(queries) for tail in tails]
     rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
-    cache = prefix_cache(model, prefix) if prefix is not None else None
-    P = prefix.shape[1] if prefix is not None else 0
+    cache = prefix_cache(model, prefix) if isinstance(prefix, Tensor) else prefix
+    P = cache.get_seq_length() if cache is not None else 0
     scores = torch.empty(len(queries), len(candidates))
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
