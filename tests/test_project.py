@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
 # reading order: a module imports only from those before it (inside functions, too)
 ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "prefix", "model", "base_models",
-         "data", "train", "evaluate", "methods", "classifier", "experiments", "tables", "plots", "__main__"]  # fmt: skip
+         "data", "train", "evaluate", "context_tuning", "methods", "classifier", "experiments", "tables", "plots",
+         "ablations", "__main__"]  # fmt: skip
 CORE = ["masks", "projection", "loss", "embeddings"]
 
 
