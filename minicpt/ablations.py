@@ -59,6 +59,7 @@ def variants(model: str = "micro") -> dict[str, Variant]:
                                   "ipt_words"),
         **{f"epsilon_{e:g}": changed("epsilon", f"radius {e:g} for inputs and templates", epsilon=e, epsilon_format=e)
            for e in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)},
+        "epsilon_paper": Variant("epsilon", "cpt_paper_eps", "the paper's radius in PEFT's unit"),
         "train_label": changed("loss", "the training label alone", context_weight=0.0),
         "one_label": changed("loss", "the training label and one random context label", context_labels="one"),
         "decay_0.99": changed("decay", "decay 0.99", decay=0.99),
