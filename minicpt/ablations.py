@@ -176,7 +176,8 @@ def holm(p: pd.Series) -> pd.Series:
 def reading(table: pd.DataFrame) -> list[str]:
     """What the table says, in sentences made from its numbers."""
     others = table[table.variant != "cpt"]
-    sure, lone = others[others.holm < 0.05], others[(others.holm >= 0.05) & ((others.ci_low > 0) | (others.ci_high < 0))]
+    sure, misses_0 = others[others.holm < 0.05], (others.ci_low > 0) | (others.ci_high < 0)
+    lone = others[misses_0].drop(sure.index, errors="ignore")
 
     def listed(rows: pd.DataFrame) -> str:
         rows = rows.sort_values("difference")
@@ -237,7 +238,8 @@ def twin_losses(results: dict[str, list[dict]]) -> dict[str, float]:
     """Cross-entropy of a label before any training: its example in the context, hidden there, and a real query's."""
     found = {what: [r["history"]["loss"][0] for r in results.get(name, [])]
              for what, name in (("twin visible", "train_label"), ("twin hidden", "loo_train_label"))}  # fmt: skip
-    found["a query"] = [-np.mean([row[t] for row, t in zip(r["log_scores"], r["truth"])]) for r in results.get("icl", [])]
+    icl = results.get("icl", [])
+    found["a query"] = [-np.mean([row[t] for row, t in zip(r["log_scores"], r["truth"])]) for r in icl]
     return {what: float(np.mean(values)) for what, values in found.items() if values}
 
 
@@ -287,4 +289,5 @@ def write(results: dict[str, list[dict]], folder: str | Path, title: str) -> dic
         files["copy_probe.csv"] = probe.to_csv(index=False, float_format="%.4f")
     for name, content in files.items():
         write_atomically(folder / name, content)
-    return {name: folder / name for name in files} | {"figure": save(difference_to_cpt(table), folder / "ablations.png")}
+    figure = save(difference_to_cpt(table), folder / "ablations.png")
+    return {**{name: folder / name for name in files}, "figure": figure}

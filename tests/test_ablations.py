@@ -69,7 +69,9 @@ def test_one_random_label_is_the_training_label_plus_one_of_the_contexts(random_
     hp = {**HP, "epochs": 12, "lr": 0.0}
     train_only = methods.fit("cpt", random_base, split, {**hp, "context_weight": 0.0}).history[0]
     whole = methods.fit("cpt", random_base, split, hp).history[0]
-    extra = [loss - train_only for loss in methods.fit("cpt", random_base, split, {**hp, "context_labels": "one"}).history]
+    extra = [
+        loss - train_only for loss in methods.fit("cpt", random_base, split, {**hp, "context_labels": "one"}).history
+    ]
     values = sorted({round(x, 3) for x in extra})
     assert len(values) == 4  # K labels, each drawn at some step
     assert sum(values) == pytest.approx(whole - train_only, rel=1e-3)
@@ -122,7 +124,7 @@ def test_projection_together_and_none_in_training(random_base, split, context):
     hp = {**HP, "lr": 0.5}
     types = torch.tensor(context.types)
     unit = random_base.model.get_input_embeddings().weight.norm(dim=1).mean()
-    radius = torch.where(types % 4 == 2, 0.5, 0.3) * unit * ((types % 4 > 0))
+    radius = torch.where(types % 4 == 2, 0.5, 0.3) * unit * (types % 4 > 0)
     token, together, free = (moved(random_base, split, {**hp, "projection": p}) for p in ("token", "together", "none"))
     assert (token <= radius + 1e-4).all()
     assert (together > radius + 1e-2).any() and together.norm() <= radius.norm() + 1e-3
@@ -194,7 +196,10 @@ def test_leave_one_out_gradients_do_not_reach_the_hidden_example(random_base, sp
     for i in range(len(shots)):
         batch = methods._batch([methods._until_label(row) for row in shots], [i], random_base.device)
         embedded, cached = (kind(random_base, context, 0, hp) for kind in (TunedContext, TunedCache))
-        for tuned, size in ((embedded, lambda g: g.norm(dim=1)), (cached, lambda g: g.transpose(0, 2).flatten(1).norm(dim=1))):
+        for tuned, size in (
+            (embedded, lambda g: g.norm(dim=1)),
+            (cached, lambda g: g.transpose(0, 2).flatten(1).norm(dim=1)),
+        ):
             tuned.loss(batch, [i]).backward()
             for weight in tuned.weights:
                 assert torch.isfinite(weight.grad).all()
@@ -301,10 +306,15 @@ def test_compare_pairs_seeds_and_adjusts_for_many_comparisons():
     row = table.loc["train_label"]
     assert row.difference == pytest.approx(10.15) and row.ci_low > 9.5 and row.n == 4
     assert table.loc["loo_train_label"].difference == 0 and table.loc["loo_train_label"].p == 1
-    assert table.loc["loo_train_label"].gap == pytest.approx(-10.15) and table.loc["loo_train_label"].against == "train_label"
+    assert (
+        table.loc["loo_train_label"].gap == pytest.approx(-10.15)
+        and table.loc["loo_train_label"].against == "train_label"
+    )
     assert row.holm == pytest.approx(3 * row.p) and np.isnan(table.loc["cpt"].holm)
     lower, higher, lone, rest = ablations.reading(table.reset_index())
-    assert "train_label (+10.1" in higher.replace("10.2", "10.1") and "none" in lower and "none" in lone and "icl" in rest
+    assert (
+        "train_label (+10.1" in higher.replace("10.2", "10.1") and "none" in lower and "none" in lone and "icl" in rest
+    )
     results["icl"][0] = fake("i", 0, 0.5, "trec", split="other")
     with pytest.raises(MiniCPTError, match="icl saw another split"):
         ablations.compare(results)
@@ -312,7 +322,9 @@ def test_compare_pairs_seeds_and_adjusts_for_many_comparisons():
 
 def test_holm_by_hand():
     adjusted = ablations.holm(pd.Series([0.04, 0.01, np.nan, 0.03]))
-    assert adjusted.round(6).tolist()[:2] == [0.06, 0.03] and np.isnan(adjusted[2]) and adjusted[3] == pytest.approx(0.06)
+    assert (
+        adjusted.round(6).tolist()[:2] == [0.06, 0.03] and np.isnan(adjusted[2]) and adjusted[3] == pytest.approx(0.06)
+    )
 
 
 @pytest.fixture(scope="module")
