@@ -156,10 +156,10 @@ def compare(results: dict[str, list[dict]]) -> pd.DataFrame:
         against = v.against if v.against != "cpt" and v.against in results else ""
         gap = interval(by_seed.loc[name] - by_seed.loc[against]) if against else (np.nan,) * 4
         mean, _, low, high = interval(difference)
-        p = stats.ttest_1samp(difference, 0).pvalue if np.ptp(difference) else float(mean == 0)
+        p = stats.ttest_1samp(difference, 0).pvalue if np.ptp(difference) else float(mean == 0)  # 1: the same thing
         rows.append({"question": v.question, "variant": name, "meaning": v.meaning, **by_task.loc[name].mean(),
                      "mean": by_seed.loc[name].mean(), "difference": mean, "ci_low": low, "ci_high": high,
-                     "p": np.nan if name == "cpt" else p, "against": against, "gap": gap[0], "gap_low": gap[2],
+                     "p": np.nan if name == "cpt" or len(difference) < 2 else p, "against": against, "gap": gap[0], "gap_low": gap[2],
                      "gap_high": gap[3], "n": len(difference)})  # fmt: skip
     result = pd.DataFrame(rows)
     result.insert(result.columns.get_loc("p") + 1, "holm", holm(result.p))
@@ -202,12 +202,12 @@ def copy_probe(results: dict[str, list[dict]]) -> pd.DataFrame:
     Columns: variant, all, shared, new (means over seeds), shared_minus_icl and new_minus_icl with their intervals as
     text, queries_shared (share of the queries with a word of the context). "copy" answers with the label of the
     example that shares most words with the query, and guesses among the context's labels where none or several do.
-    Empty without results of PROBE_TASK, which is always the embedded one.
+    Empty without results of the embedded PROBE_TASK.
     """
     rows = []
     task = load_task(PROBE_TASK)
     for name, group in results.items():
-        for result in (r for r in group if r["config"]["dataset"] == PROBE_TASK):
+        for result in (r for r in group if r["config"]["task_sha256"] == task.sha256):
             config = result["config"]
             split = make_split(task, config["shots"], config["seed"], config["n_test"], config["labels"],
                                config["per_class"])  # fmt: skip

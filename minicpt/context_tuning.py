@@ -53,8 +53,9 @@ def examples_of(types: Int[Tensor, "P"], n_instruction: int) -> Int[Tensor, "P"]
 def visible(examples: Int[Tensor, "P"], rows: list[int], leave_one_out: bool, dropout: float) -> Bool[Tensor, "B P"]:
     """Which context tokens each training row may attend to: not its own example, not the dropped positions.
 
-    Row i is example i of the context; rows beyond the context's examples leave nothing out. Source: §3 of Context
-    Tuning as quoted; that each row of a step drops positions of its own is our reading.
+    Row i is example i of the context; rows beyond the context's examples leave nothing out. The other tokens keep their
+    positions, except in models that count them by the attention mask (BLOOM, OPT). Source: Context Tuning's
+    leave-one-out masking and token dropout; that each row of a step drops positions of its own is our reading.
     """
     seen = (torch.rand(len(rows), len(examples)) >= dropout).to(examples.device)
     return seen & (examples != torch.tensor(rows, device=examples.device)[:, None]) if leave_one_out else seen
