@@ -88,7 +88,8 @@ def ablations(args) -> int:
         model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
         per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
     )  # fmt: skip
-    groups = ab.grid(args.variants, args.datasets, args.shots, range(args.seeds), **options)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    groups = ab.grid(args.variants, args.datasets, args.shots, seeds, **options)
     cells, store = list(dict.fromkeys(cell for group in groups.values() for cell in group)), Store(args.out)
     missing = sum(store.get(cell) is None for cell in cells)
     print(f"{len(groups)} variants, {len(cells)} cells, {missing} to compute.")
@@ -106,7 +107,8 @@ def ablations(args) -> int:
     if left_out := sorted(groups.keys() - results.keys()):
         print("Left out, because cells are missing:", ", ".join(left_out))
     shots = "/".join(map(str, args.shots))
-    paths = ab.write(results, args.out, f"Ablations of CPT, {args.model}, {shots} shots")
+    title = f"Ablations of CPT, {args.model}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    paths = ab.write(results, args.out, title)
     print(paths["ablations.md"].read_text(encoding="utf-8"), *paths.values(), sep="\n")
     return 1 if failures else 0
 
@@ -243,7 +245,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--variants", nargs="+", default=(), metavar="NAME", help="[all; a wrong name lists them]")
     p.add_argument("--datasets", nargs="+", default=TASKS, metavar="TASK", help=" ".join(TASKS))
     p.add_argument("--shots", nargs="+", type=int, default=(4,), metavar="K", help="examples in the context [4]")
-    p.add_argument("--seeds", type=int, default=10, help="number of seeds, 0 upwards [10]")
+    p.add_argument("--seeds", type=int, default=10, help="number of seeds [10]")
+    p.add_argument("--first-seed", type=int, default=0, help="fresh seeds, to confirm what others showed [0]")
     p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
     p.add_argument("--out", default="results/ablations", help="folder of results and tables [results/ablations]")
     p.set_defaults(run=ablations)

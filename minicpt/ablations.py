@@ -44,7 +44,7 @@ def variants(model: str = "micro") -> dict[str, Variant]:
 
     words = {"init": "SAMPLE_VOCAB"}
     return {
-        "cpt": Variant("reference", "cpt", f"CPT: epsilon {cpt['epsilon']} ({cpt['epsilon_unit']}), decay {cpt['decay']}"),
+        "cpt": Variant("reference", "cpt", f"epsilon {cpt['epsilon']} ({cpt['epsilon_unit']}), decay {cpt['decay']}"),
         "icl": Variant("reference", "icl", "the context as it is, nothing trained"),
         # is it the projection?
         "no_projection": changed("projection", "no ball: tokens go where the gradient takes them", projection="none"),
@@ -157,10 +157,11 @@ def compare(results: dict[str, list[dict]]) -> pd.DataFrame:
         gap = interval(by_seed.loc[name] - by_seed.loc[against]) if against else (np.nan,) * 4
         mean, _, low, high = interval(difference)
         p = stats.ttest_1samp(difference, 0).pvalue if np.ptp(difference) else float(mean == 0)  # 1: the same thing
+        p = np.nan if name == "cpt" or len(difference) == 1 else p
         rows.append({"question": v.question, "variant": name, "meaning": v.meaning, **by_task.loc[name].mean(),
                      "mean": by_seed.loc[name].mean(), "difference": mean, "ci_low": low, "ci_high": high,
-                     "p": np.nan if name == "cpt" or len(difference) < 2 else p, "against": against, "gap": gap[0], "gap_low": gap[2],
-                     "gap_high": gap[3], "n": len(difference)})  # fmt: skip
+                     "p": p, "against": against, "gap": gap[0], "gap_low": gap[2], "gap_high": gap[3],
+                     "n": len(difference)})  # fmt: skip
     result = pd.DataFrame(rows)
     result.insert(result.columns.get_loc("p") + 1, "holm", holm(result.p))
     return result
