@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .base_models import BaseModel, load_base
+from .context_tuning import cache_from_tensors, cache_to_tensors
 from .data import Split, sample_shots
 from .errors import MiniCPTError, unknown
 from .evaluate import LABEL_SCORES, check_candidates
@@ -127,7 +128,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _set_fitted(self, base: BaseModel, predictor: Predictor, classes: list, chosen: list[int], seed: int):
         """Keep what prediction and `save` need."""
         tokenizer, template, limit = base.tokenizer, self.template, self._limit(base)
-        fixed = max(map(len, predictor.candidates)) + (0 if predictor.prefix is None else predictor.prefix.shape[1])
+        fixed = max(map(len, predictor.candidates)) + predictor.prefix_length
 
         def encode_queries(texts: Sequence[str]) -> list[Encoded]:
             rows = [(text, None) for text in texts]
@@ -170,6 +171,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """All that was fitted but the base model: JSON values and tensors on the CPU."""
         predictor, lora = self.predictor_, None
         tensors = {} if predictor.prefix is None else {"prefix": predictor.prefix}
+        if METHODS[self.method].trains == "cache":
+            tensors = cache_to_tensors(predictor.prefix)
         if isinstance(predictor.model, peft.PeftModel):
             config, tensors = predictor.model.peft_config["default"], peft.get_peft_model_state_dict(predictor.model)
             lora = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
@@ -194,6 +197,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 base.model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"]))
             peft.set_peft_model_state_dict(base.model.eval(), tensors)
         prefix = tensors["prefix"].to(base.device) if "prefix" in tensors else None
+        if METHODS[self.method].trains == "cache":
+            prefix = cache_from_tensors(tensors, base.device)
         predictor = Predictor(base.model, prefix, state["candidates"], state["words"], None, self.label_score,
                               state["history"])  # fmt: skip
         return self._set_fitted(base, predictor, classes, state["shots"], params["random_state"])

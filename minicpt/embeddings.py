@@ -37,6 +37,13 @@ def rows_of(word_embeddings: nn.Module, ids: list[int]) -> Float[Tensor, "P D"]:
         return word_embeddings(tensor).detach().clone().float()
 
 
+def epsilon_length(unit: str, word_embeddings: nn.Module) -> float:
+    """Length of one epsilon for this model's embeddings, by `projection.epsilon_scale`."""
+    weight = word_embeddings.weight
+    mean_norm = weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
+    return epsilon_scale(unit, weight.shape[1], mean_norm)
+
+
 def _frozen(weight: Tensor) -> nn.Embedding:
     return nn.Embedding.from_pretrained(weight, freeze=True)
 
@@ -101,9 +108,7 @@ class CPTEmbedding(nn.Module):
         self.delta_embedding = nn.Embedding.from_pretrained(torch.zeros_like(self.embedding.weight), freeze=False)
         types = torch.tensor(config.cpt_tokens_type_mask, device=self.embedding.weight.device)
         self.register_buffer("types", types, persistent=False)
-        unit = getattr(config, "opt_epsilon_unit", "peft")
-        mean_norm = word_embeddings.weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
-        self.scale = epsilon_scale(unit, config.token_dim, mean_norm)
+        self.scale = epsilon_length(getattr(config, "opt_epsilon_unit", "peft"), word_embeddings)
         self.set_updated_tokens()
 
     def set_updated_tokens(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import MiniCPTError, unknown
 from .masks import LABEL, Encoded, collate
-from .prefix import KeptPrefix, obstacle, run, start
+from .prefix import KeptPrefix, Prefix, obstacle, run, start, tokens_of
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("mean", "sum", "first")
@@ -30,7 +30,7 @@ def check_candidates(candidates: dict[str, list[int]]) -> None:
 @torch.no_grad()
 def label_scores(
     model,
-    prefix: Float[Tensor, "1 P D"] | None,
+    prefix: Float[Tensor, "1 P D"] | Prefix | None,
     queries: Sequence[Encoded],
     candidates: Sequence[list[int]],
     how: str = "mean",
@@ -40,8 +40,9 @@ def label_scores(
     """Log-probability of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
     `how`: "mean" over the label's tokens (so that long labels are not at a disadvantage), "sum", or "first" token only
-    (the authors' demo). `prefix` embeddings come before every query and are run once, or not at all if `kept` from an
-    earlier call. A query's scores do not depend on the other rows of its batch.
+    (the authors' demo). `prefix` comes before every query: embeddings, which are run once, or not at all if `kept`
+    from an earlier call, or a prefix that has been run (CT-KV's). A query's scores do not depend on the other rows of
+    its batch.
     """
     if how not in LABEL_SCORES:
         raise unknown("label score", how, LABEL_SCORES)
@@ -49,7 +50,7 @@ def label_scores(
     tails = sorted({tuple(c[:-1]) for c in candidates})
     rows = [(n, tail, q + Encoded(list(tail), [LABEL] * len(tail))) for n, q in enumerate(queries) for tail in tails]
     rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
-    P = prefix.shape[1] if prefix is not None else 0
+    P = 0 if prefix is None else tokens_of(prefix)
     share, kept = P and not obstacle(model, P), kept or KeptPrefix()
     scores = torch.empty(len(queries), len(candidates))
     for first in range(0, len(rows), batch_size):
@@ -57,7 +58,7 @@ def label_scores(
         ids, mask, _ = collate([row for _, _, row in batch])
         mask = torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device)
         embeds = model.get_input_embeddings()(ids.to(model.device))
-        prompt = prefix.to(embeds.dtype) if P else None
+        prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
         shared, rest = start(model, prompt, embeds, mask, kept, share)
         # the head runs where a row has a label token to predict, nowhere else
         own = P + ids.shape[1] - rest.shape[1]  # tokens that stand before the rest

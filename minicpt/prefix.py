@@ -15,11 +15,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .loss import IGNORE, token_weights
 
 # sharing costs a second pass through the layers; below this many saved tokens it does not pay (tests/bench)
 WORTH_SHARING = 64
@@ -27,10 +30,13 @@ WORTH_SHARING = 64
 
 @dataclass
 class Prefix:
-    """What running P tokens leaves behind: `hidden` (1, P, D), as the head would see it, and a cache of one row."""
+    """What running P tokens leaves behind: a cache of one row, and `hidden` (1, P, D), as the head would see it.
 
-    hidden: Tensor
+    A cache that was trained itself (CT-KV) has no hidden states.
+    """
+
     cache: Cache
+    hidden: Tensor | None = None
 
     def branch(self, rows: int) -> Cache:
         """The cache for `rows` rows, sharing its memory; gradients add up, and the original stays as it is."""
@@ -46,6 +52,11 @@ class Prefix:
 def nothing(hidden: Tensor) -> Tensor:
     """Give the head no token to work on."""
     return hidden[:, :0]
+
+
+def tokens_of(prompt: Tensor | Prefix) -> int:
+    """P, of embeddings (1, P, D) or of a prefix that has been run."""
+    return prompt.shape[1] if isinstance(prompt, Tensor) else prompt.cache.get_seq_length()
 
 
 def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True):
@@ -121,7 +132,7 @@ class KeptPrefix:
         if self._of is None or not self._same(of):
             self.clear()  # first, so that two caches never need room at once
             _, hidden, cache = run(model, prompt, mask)
-            self._of, self._prefix = of, Prefix(hidden, cache)
+            self._of, self._prefix = of, Prefix(cache, hidden)
         return self._prefix
 
     @staticmethod
@@ -146,7 +157,12 @@ class KeptPrefix:
 
 
 def start(
-    model, prompt: Tensor | None, queries: Tensor, mask: Tensor | None, kept: KeptPrefix | None, share: bool = True
+    model,
+    prompt: Tensor | Prefix | None,
+    queries: Tensor,
+    mask: Tensor | None,
+    kept: KeptPrefix | None = None,
+    share: bool = True,
 ) -> tuple[Prefix | None, Tensor]:
     """Decide what the rows share, and run it: prompt (1, P, D), queries (B, T, D) -> prefix and the rest (B, R, D).
 
@@ -155,8 +171,8 @@ def start(
     or the model cannot share, there is no prefix and the rest is [prompt, query].
     """
     B, T = queries.shape[:2]
-    if prompt is None:
-        return None, queries
+    if prompt is None or isinstance(prompt, Prefix):
+        return prompt, queries
     P, common = prompt.shape[1], 0
     if share and kept is not None and not torch.is_grad_enabled() and not model.training:
         return kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries
@@ -170,7 +186,7 @@ def start(
     if not share or B == 1 or (B - 1) * n < WORTH_SHARING:
         return None, whole
     _, hidden, cache = run(model, whole[:1, :n], None if mask is None else mask[:1, :n])
-    return Prefix(hidden, cache), queries[:, common:]
+    return Prefix(cache, hidden), queries[:, common:]
 
 
 class PromptedOutput(CausalLMOutputWithPast):
@@ -234,7 +250,7 @@ def _in_this_mode(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def prompted(
     model,
-    prompt: Float[Tensor, "1 P D"],
+    prompt: Float[Tensor, "1 P D"] | Prefix,
     queries: Float[Tensor, "B T D"],
     mask: Tensor | None = None,
     labels: Int[Tensor, "B S"] | None = None,
@@ -250,7 +266,7 @@ def prompted(
     the cross-entropy of labels[b, s+1] after s (`loss.token_weights`). `keep`: transformers' `logits_to_keep`.
     `kept`: where evaluation keeps the prefix; `share=False`: one pass over whole rows.
     """
-    B, S = len(queries), prompt.shape[1] + queries.shape[1]
+    B, S = len(queries), tokens_of(prompt) + queries.shape[1]
     prefix, rest = start(model, prompt, queries, mask, kept, share)
     P = S - rest.shape[1]
     all_of_them = isinstance(keep, int) and keep == 0
@@ -262,7 +278,7 @@ def prompted(
     def at_labels(hidden):
         # the context's labels once, for all rows; the queries' each
         own = hidden[rows.to(hidden.device), columns.to(hidden.device)]
-        return (own if prefix is None else torch.cat((prefix.hidden[0, shared.to(hidden.device)], own)))[None]
+        return (torch.cat((prefix.hidden[0, shared.to(hidden.device)], own)) if len(shared) else own)[None]
 
     if labels is not None:
         counted = weights != 0
@@ -286,3 +302,26 @@ def prompted(
     # while training, listing the output does not mean reading its logits
     listed = labels is None or not torch.is_grad_enabled()
     return output.defer(lambda: run_on_any_token(model, lambda _: whole(hidden))[0], listed)
+
+
+def loss_after(
+    model,
+    prompt: Float[Tensor, "1 P D"] | Prefix,
+    ids: Int[Tensor, "B T"],
+    mask: Int[Tensor, "B T"],
+    types: Int[Tensor, "B T"],
+    labels: Int[Tensor, "B T"],
+    share: bool = True,
+    seen: Tensor | None = None,
+) -> Float[Tensor, ""]:
+    """Label loss of the rows after a prompt that has no labels of its own (paper's "sum", averaged over rows).
+
+    `seen` (B, P): which prompt tokens each row may attend to, by default all; where rows differ in that, and the prompt
+    has yet to be run, they cannot share it (`share=False`).
+    """
+    before = (tokens_of(prompt), 0)
+    types, labels = F.pad(types, before), F.pad(labels, before, value=IGNORE)
+    mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)
+    weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
+    queries = model.get_input_embeddings()(ids)
+    return prompted(model, prompt, queries, mask, labels, weights, share=share, use_cache=False).loss

@@ -85,7 +85,8 @@ def ragged(rows, padding, seed, context=0):
     T = context + 9
     common = torch.randint(1, V, (context,), generator=generator)
     batch = {"input_ids": torch.zeros(rows, T, dtype=torch.long)} | {
-        name: torch.full((rows, T), fill) for name, fill in (("attention_mask", 0), ("labels", -100), ("input_type_mask", 0))
+        name: torch.full((rows, T), fill)
+        for name, fill in (("attention_mask", 0), ("labels", -100), ("input_type_mask", 0))
     }
     for row in range(rows):
         n = context + int(torch.randint(5, 10, (1,), generator=generator)) if rows > 1 else T
@@ -108,8 +109,14 @@ def ragged(rows, padding, seed, context=0):
     st.integers(1, 16),
     st.sampled_from(["left", "right", "mixed"]),
     st.sampled_from([0, 3]),  # tokens common to all rows: IPT's context, CPT with an instruction in the query
-    st.sampled_from([{}, {"opt_loss_reduction": "sum"}, {"opt_context_loss_weight": 0.0},
-                     {"opt_weighted_loss_type": "decay", "opt_loss_decay_factor": 0.7}]),  # fmt: skip
+    st.sampled_from(
+        [
+            {},
+            {"opt_loss_reduction": "sum"},
+            {"opt_context_loss_weight": 0.0},
+            {"opt_weighted_loss_type": "decay", "opt_loss_decay_factor": 0.7},
+        ]
+    ),  # fmt: skip
     contexts(),
     st.booleans(),
     st.integers(0, 10**6),
@@ -233,7 +240,9 @@ def test_logits_to_keep(keep, grad, runs):
     assert runs[-1][2] == 2 * expected.shape[1]  # no head call besides
 
 
-@pytest.mark.parametrize("option", [{"output_hidden_states": True}, {"output_attentions": True}, {"return_dict": False}])
+@pytest.mark.parametrize(
+    "option", [{"output_hidden_states": True}, {"output_attentions": True}, {"return_dict": False}]
+)
 def test_calls_that_ask_for_more_take_the_plain_forward(option, runs):
     wrapped, batch = wrap(copy.deepcopy(base("GPT2")), "pt"), ragged(2, "left", 3)
     del batch["input_type_mask"]
@@ -288,7 +297,9 @@ def optimizer_step(wrapped):
 
 def other_adapter(wrapped):
     ids, types = CONTEXT
-    config = minicpt.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=ids[::-1], cpt_mask=[1] * 9, cpt_tokens_type_mask=types)
+    config = minicpt.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=ids[::-1], cpt_mask=[1] * 9, cpt_tokens_type_mask=types
+    )
     wrapped.add_adapter("other", config)
     wrapped.set_adapter("other")
 
@@ -433,7 +444,10 @@ def test_scores_are_the_plain_forwards(name, padding):
 
 def test_scoring_errors():
     wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
-    for ids, candidates, what in ((torch.tensor([[V]]), [[1]], "input_ids"), (torch.tensor([[1]]), [[V]], "candidates")):
+    for ids, candidates, what in (
+        (torch.tensor([[V]]), [[1]], "input_ids"),
+        (torch.tensor([[1]]), [[V]], "candidates"),
+    ):
         with pytest.raises(minicpt.MiniCPTError, match=what):
             wrapped.score(ids, candidates)
     with pytest.raises(minicpt.MiniCPTError, match="label score"):
@@ -453,7 +467,9 @@ def odd_models():
                 vocab_size=V, hidden_size=D, state_size=4, num_hidden_layers=2, num_attention_heads=1
             )
         ),
-        "sliding window of 8": transformers.MistralForCausalLM(transformers.MistralConfig(**COMMON | {"sliding_window": 8})),
+        "sliding window of 8": transformers.MistralForCausalLM(
+            transformers.MistralConfig(**COMMON | {"sliding_window": 8})
+        ),
         "rotary frequencies": transformers.LlamaForCausalLM(transformers.LlamaConfig(**dynamic)),
         "not a cache": transformers.OpenAIGPTLMHeadModel(
             transformers.OpenAIGPTConfig(vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64)
@@ -479,7 +495,10 @@ def test_models_that_cannot_share_say_so_once_and_are_exact(reason, runs):
     if "checkpointing" not in reason:
         scores = wrapped.score(batch["input_ids"], [[5], [6, 7]], batch["attention_mask"])
         wrapped.base_model.config.use_cache = False
-        rows = [Encoded(r[m.bool()].tolist(), [0] * int(m.sum())) for r, m in zip(batch["input_ids"], batch["attention_mask"])]
+        rows = [
+            Encoded(r[m.bool()].tolist(), [0] * int(m.sum()))
+            for r, m in zip(batch["input_ids"], batch["attention_mask"])
+        ]
         one_by_one = [label_scores(model, wrapped.get_prompt(1).detach(), [row], [[5], [6, 7]]) for row in rows]
         torch.testing.assert_close(scores, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
 

@@ -183,7 +183,10 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
 
 
 def status_mb(field: str) -> float:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if field in line) / 1024
+    return (
+        next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if field in line)
+        / 1024
+    )
 
 
 def peak_mb(function, device: str) -> float:
@@ -320,7 +323,9 @@ def figure(result: dict, path: Path) -> None:
                     beyond = [points[-1][0], 30, 40, 50]
                     axis.plot(beyond, extrapolated(points, beyond), ":", color=colour, label=f"{who}, estimate")
             other = f"{fixed}={at}"
-            axis.set(xlabel={"K": "examples in the context, K (40 tokens each)", "B": "rows a step, B"}[x], ylabel=label)
+            axis.set(
+                xlabel={"K": "examples in the context, K (40 tokens each)", "B": "rows a step, B"}[x], ylabel=label
+            )
             axis.set(title=f"{first}, {other}", yscale="log")
             axis.grid(alpha=0.3, which="both")
             axis.spines[["top", "right"]].set_visible(False)
