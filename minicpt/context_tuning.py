@@ -86,7 +86,7 @@ class TunedContext:
         """The training rows' labels, each row seeing what it may, plus the context's labels, which see everything."""
         (ids, mask, types, labels), prefix = batch, self.prefix().to(self.base.model.dtype)
         seen = visible(self.examples, rows, self.hp["leave_one_out"], self.hp["token_dropout"])
-        share = bool(seen.all()) and not obstacle(self.base.model, len(self.types))
+        share = bool(seen.all()) and not obstacle(self.base.model)
         loss = loss_after(self.base.model, prefix, ids, mask, types, labels, share, seen)
         if not self.hp["context_weight"]:
             return loss

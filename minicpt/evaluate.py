@@ -51,7 +51,7 @@ def label_scores(
     rows = [(n, tail, q + Encoded(list(tail), [LABEL] * len(tail))) for n, q in enumerate(queries) for tail in tails]
     rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
     P = 0 if prefix is None else tokens_of(prefix)
-    share, kept = P and not obstacle(model, P), kept or KeptPrefix()
+    share, kept = P and not obstacle(model), kept or KeptPrefix()
     scores = torch.empty(len(queries), len(candidates))
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]

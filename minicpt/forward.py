@@ -94,7 +94,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         if mask is not None:
             mask = torch.cat((mask.new_ones(len(mask), P), mask), dim=1)
             mask = self._mask_context(mask, config) if hides else mask
-        reason = obstacle(self.base_model, P)
+        reason = obstacle(self.base_model)
         if reason:
             self._warn_once(f"The prompt is run anew for every row, which is slower: {reason}.")
         prompt = self.get_prompt(batch_size=1).to(queries.dtype)
@@ -125,7 +125,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         P = len(self.prompt_tokens[self.active_adapter])
         if embeds is None or type(cache) is not DynamicCache or cache.get_seq_length() or self.base_model.training:
             return
-        if (mask is None or mask.dim() == 2) and not obstacle(self.base_model, P):
+        if (mask is None or mask.dim() == 2) and not obstacle(self.base_model):
             prefix = self._kept.get(self.base_model, embeds[:1, :P], None if mask is None else mask[:1, :P])
             cache.layers = prefix.branch(len(embeds)).layers
             inputs["inputs_embeds"] = embeds[:, P:]

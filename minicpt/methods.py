@@ -247,7 +247,7 @@ def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed)
     start = weight.detach().clone()
     fixed = Encoded(context.ids, [0] * len(context))
     rows = [fixed + row for row in rows]
-    share = not obstacle(base.model, config.num_virtual_tokens + len(context))
+    share = not obstacle(base.model)
 
     def loss_of(chosen):
         ids, mask, types, labels = _batch(rows, chosen, base.device)

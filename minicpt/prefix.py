@@ -87,8 +87,8 @@ def run_on_any_token(model, pick=nothing, use_cache=False):
 _LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> layers of its cache after one token
 
 
-def obstacle(model, P: int) -> str | None:
-    """Why a prefix of P tokens cannot be shared on this model; None if it can."""
+def obstacle(model) -> str | None:
+    """Why a prefix cannot be shared on this model; None if it can."""
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return "gradient checkpointing is on, and transformers then keeps no cache"
     config = model.config.get_text_config()
@@ -98,12 +98,9 @@ def obstacle(model, P: int) -> str | None:
         with torch.no_grad():
             _, _, cache = run_on_any_token(model, use_cache=True)
         _LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
-    layers = _LAYERS[model]
+    layers = _LAYERS[model]  # a sliding window forgets only what no later token may attend to
     if layers is None or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "what it remembers is not a cache of keys and values"
-    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
-    if windows and min(windows) <= P:
-        return f"its sliding window of {min(windows)} tokens is shorter than the prefix of {P}"
     return None
 
 

@@ -122,8 +122,6 @@ def ragged(rows, padding, seed, context=0):
     st.integers(0, 10**6),
 )
 def test_the_plain_forwards_loss_gradient_and_logits(name, kind, rows, padding, common, options, context, hole, seed):
-    if name == "Mistral" and len(context[0]) + common >= 32:
-        context = CONTEXT  # past the sliding window: test_models_that_cannot_share
     mask = [1] * len(context[0])
     if hole and len(mask) > 2:
         mask[1] = 0  # cpt_mask hides a token of the context
@@ -131,6 +129,16 @@ def test_the_plain_forwards_loss_gradient_and_logits(name, kind, rows, padding, 
     if kind == "pt":
         del batch["input_type_mask"]
     assert_equal(*both_ways(wrap(copy.deepcopy(base(name)), kind, context, cpt_mask=mask, **options), batch))
+
+
+@pytest.mark.parametrize("window", [4, 8, 9, 10, 20])
+def test_a_sliding_window_shorter_than_the_prefix(window, runs):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**COMMON | {"sliding_window": window}, initializer_range=0.3)
+    wrapped = wrap(transformers.MistralForCausalLM(config).eval(), "cpt")
+    for padding in ("left", "right"):
+        assert_equal(*both_ways(wrapped, ragged(4, padding, 3, context=6)))
+    assert (1, 15, 0) in runs
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -466,9 +474,6 @@ def odd_models():
             transformers.MambaConfig(  # PEFT wants to know the heads, and does not use them
                 vocab_size=V, hidden_size=D, state_size=4, num_hidden_layers=2, num_attention_heads=1
             )
-        ),
-        "sliding window of 8": transformers.MistralForCausalLM(
-            transformers.MistralConfig(**COMMON | {"sliding_window": 8})
         ),
         "rotary frequencies": transformers.LlamaForCausalLM(transformers.LlamaConfig(**dynamic)),
         "not a cache": transformers.OpenAIGPTLMHeadModel(
