@@ -53,12 +53,14 @@ def label_scores(
     scores = torch.empty(len(queries), len(candidates))
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        ids, mask, _ = collate([row for _, _, row in batch])
+        ids, mask, types = collate([row for _, _, row in batch])
         ends = [len(row) for _, _, row in batch]
         # the head runs where some row has a label token to predict, nowhere else
         keep = sorted({t for (_, tail, _), end in zip(batch, ends) for t in range(end - len(tail) - 1, end)})
         place = {t: i for i, t in enumerate(keep)}
         kwargs = {"past_key_values": branch(cache, len(batch)), "use_cache": True} if P else {}
+        if getattr(model, "reads_roles", False):  # IAPT: what it reads ends where the label begins
+            kwargs["input_type_mask"] = types.to(model.device)
         logits = model(
             input_ids=ids.to(model.device),
             attention_mask=torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device),

@@ -20,12 +20,12 @@ from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
 from .loss import IGNORE, label_loss
 from .masks import INPUT, LABEL, Encoded, build_context, collate, encode, tokenize
-from .train import Recipe, train
+from .train import Recipe, train, train_bilevel
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of: `trains` nothing, a soft "prompt", "lora" weights, or the "context" (CPT)."""
+    """What a method is made of: `trains` nothing, a soft "prompt", "lora" weights, the "context" (CPT), or "iapt"."""
 
     title: str
     trains: str | None
@@ -43,6 +43,7 @@ METHODS = {
     "pt_instr": Method("PT†", "prompt", False, True),
     "ipt_instr": Method("IPT†", "prompt", True, True),
     "cpt_instr": Method("CPT†", "context", True, True),
+    "iapt": Method("IAPT", "iapt", False),
     # CPT again, with other values in hyperparameters.json
     "cpt_paper_eps": Method("CPT (paper's ε)", "context", True),
     "cpt_train_label": Method("CPT (training label only)", "context", True),
@@ -154,7 +155,7 @@ def fit(
         raise MiniCPTError(f'{method} needs an instruction; add "instruction" to the task {split.task!r}.')
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
-    n_prompt = len(instruction) or (hp["tokens"] if spec.trains == "prompt" else 0)
+    n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
     limit = min(base.max_length, max_length or base.max_length)
     cap = fit_text_length(
         n_prompt + max(map(len, candidates)),
@@ -281,8 +282,26 @@ def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
     model.eval()
 
 
+def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
+    """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
+    from .model import IAPTConfig, get_peft_model
+
+    model = get_peft_model(base.model, IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"]))
+    predictor.model = model
+
+    def loss_of(chosen):
+        ids, mask, types, labels = _batch(rows, chosen, base.device)
+        logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
+        return label_loss(logits, labels, types, reduction="sum")
+
+    weights, activations = model.trained(activations=False), model.trained(activations=True)
+    predictor.history = train_bilevel(
+        loss_of, weights, activations, hp["activation_lr"], len(rows), recipe, _generator(seed)
+    )
+
+
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-_TRAINERS = {"context": _train_context, "prompt": _train_prompt, "lora": _train_lora}
+_TRAINERS = {"context": _train_context, "prompt": _train_prompt, "lora": _train_lora, "iapt": _train_iapt}

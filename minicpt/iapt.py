@@ -1,0 +1,205 @@
+"""IAPT: at every layer a small generator reads the instruction and writes S soft tokens about it.
+
+    Z = H W_down     A = softmax over the instruction's tokens (Z W_pool)     P = g(A^T Z) W_up
+
+H: the instruction's hidden states right before the layer; g: a rational function of the layer's own. A labelled
+reconstruction, for the full text of IAPT (Zhu et al., ACL 2024, arXiv 2405.18203) was not available. *After the
+abstract*: a generator at each layer, of a bottleneck of two linear projections, self-attention pooling and a learned
+rational activation; four soft tokens for each input instruction. *After the authors' sibling paper MiLoRA* (EMNLP 2024
+Findings): the pooling's formula, degrees 6 and 5 and GELU as the start of g, its bi-level training, generating once per
+instruction. *After a second-hand summary*: projecting down before pooling. *Ours*: one pooling query a soft token; S
+slots before the text, filled anew by every layer (what the layer below made of them is dropped); no biases; the
+initialisation; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT).
+
+The *instruction* is everything before the answer: templates and query, up to the label. The answer is never read.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .configs import IAPTConfig
+from .embeddings import check_ids
+from .errors import MiniCPTError
+from .loss import IGNORE
+from .masks import is_label
+from .saving import WEIGHTS, replacing
+
+# least squares fit to GELU on [-8, 8], at most 0.0051 off; a fit on [-3, 3] runs away where hidden states go
+GELU_NUMERATOR = (-0.00507548991, 0.500791775, 0.487654935, 0.183206112, 0.0333774125, 0.00295935441, 0.000102474124)
+GELU_DENOMINATOR = (-0.128756216, -0.260206082, -0.0317033474, -0.00186429447, -0.000187948731)
+
+
+def rational(x: Float[Tensor, "*S"], a: Float[Tensor, "n"], b: Float[Tensor, "d"]) -> Float[Tensor, "*S"]:
+    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), j from 0, i from 1, in float32: half precision cannot hold x^6.
+
+    The absolute value keeps the denominator from zero. Sources: Molina et al. 2019, MiLoRA eq. 6.
+    """
+    x = x.float()
+    top = bottom = torch.zeros_like(x)
+    for coefficient in a.flip(0):  # Horner's rule
+        top = top * x + coefficient
+    for coefficient in b.flip(0):
+        bottom = (bottom + coefficient) * x
+    return top / (1 + bottom.abs())
+
+
+def pool(z: Float[Tensor, "B T m"], queries: Float[Tensor, "m S"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B S m"]:
+    """Pool T tokens to S by learned queries, over the masked tokens only. Source: MiLoRA appendix C."""
+    attention = (z @ queries).masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)  # (B, T, S)
+    return attention.transpose(1, 2) @ z
+
+
+class PromptGenerator(nn.Module):
+    """A layer's generator: hidden states (B, T, D), the instruction's mask (B, T) -> soft tokens (B, S, D), float32."""
+
+    def __init__(self, down: nn.Linear, up: nn.Linear, S: int):
+        super().__init__()
+        self.down, self.up = down, up
+        self.queries = nn.Parameter(torch.randn(down.out_features, S) * down.out_features**-0.5)
+        self.numerator, self.denominator = (nn.Parameter(torch.tensor(c)) for c in (GELU_NUMERATOR, GELU_DENOMINATOR))
+
+    def forward(self, hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B S D"]:
+        return self.up(rational(pool(self.down(hidden.float()), self.queries, mask), self.numerator, self.denominator))
+
+
+def build_generators(config: IAPTConfig) -> nn.ModuleList:
+    """Build a generator a layer, 2Dm + mS + 12 parameters each; `share_projections`: one pair of projections for all.
+
+    Each product keeps the scale of what it is given, so that soft tokens start about as large as the hidden states.
+    """
+    D, m, L = config.token_dim, config.bottleneck, config.num_layers
+    n = 1 if config.share_projections else L
+    pairs = [(nn.Linear(D, m, bias=False), nn.Linear(m, D, bias=False)) for _ in range(n)]
+    for linear in sum(pairs, ()):
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    return nn.ModuleList(PromptGenerator(*pairs[i % n], config.num_virtual_tokens) for i in range(L))
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Find the list of decoder layers of a Hugging Face model; raises `MiniCPTError` if there is none."""
+    for module in () if model.config.is_encoder_decoder else model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
+            return module
+    raise MiniCPTError(f"{type(model).__name__} has no one list of decoder layers, as IAPT needs it. Use a causal "
+                       "language model of the GPT-2, GPT-J, GPT-NeoX, BLOOM, Llama or Qwen family.")  # fmt: skip
+
+
+class IAPTModel(nn.Module):
+    """A frozen causal language model with a generator at every layer; `get_peft_model` makes it.
+
+    Attributes not defined here are the base model's. That stays as it was: generators hang on it during calls only.
+    """
+
+    reads_roles = True  # label_scores then says where the label begins
+
+    def __init__(self, model: nn.Module, config: IAPTConfig, adapter_name: str = "default"):
+        super().__init__()
+        layers = decoder_layers(model)
+        for name, value in (("token_dim", model.config.get_text_config().hidden_size), ("num_layers", len(layers))):
+            if getattr(config, name) not in (None, value):
+                raise MiniCPTError(f"{name} is {getattr(config, name)}, the model's is {value}. Load generators on the "
+                                   f"base model they are for; in a new configuration leave {name} out.")  # fmt: skip
+            setattr(config, name, value)
+        self.base_model, self.num_virtual_tokens = model.requires_grad_(False), config.num_virtual_tokens
+        self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
+        self.generators = build_generators(config).to(model.device).requires_grad_(not config.inference_mode)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_model"), name)
+
+    @contextlib.contextmanager
+    def _generating(self, instruction: Bool[Tensor, "B T"]) -> Iterator[None]:
+        """Let the next pass through each layer fill its S slots; later tokens find them in the KV cache."""
+        if getattr(self.base_model, "is_gradient_checkpointing", False) and torch.is_grad_enabled():
+            raise MiniCPTError("IAPT does not work with gradient checkpointing; call gradient_checkpointing_disable().")
+        if not instruction.any(dim=1).all():
+            raise MiniCPTError("A row has no token before its answer, so there is no instruction to read. Set the labels"
+                               " before the answer to -100, or give input_type_mask (4 at its tokens).")  # fmt: skip
+
+        def fill(generator, layer, args):
+            hooks.pop(layer).remove()  # once: no decoding step generates again
+            text = args[0][:, self.num_virtual_tokens :]
+            mask = instruction.repeat_interleave(len(text) // len(instruction), dim=0)  # generate() repeats for beams
+            return torch.cat((generator(text, mask).to(text.dtype), text), dim=1), *args[1:]
+
+        hooks = {}
+        try:
+            for layer, generator in zip(decoder_layers(self.base_model), self.generators):
+                hooks[layer] = layer.register_forward_pre_hook(lambda *call, g=generator: fill(g, *call))
+            yield
+        finally:
+            for hook in hooks.values():
+                hook.remove()
+
+    def _with_slots(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, S+T). What the slots hold is replaced before layer 0: a token that is there anyway will do."""
+        check_ids("input_ids", input_ids, self.base_model.get_input_embeddings())
+        return torch.cat((input_ids[:, :1].expand(-1, self.num_virtual_tokens), input_ids), dim=1)
+
+    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask=None, labels=None, input_type_mask=None,
+                past_key_values=None, logits_to_keep=0, **kwargs):  # fmt: skip
+        """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
+
+        The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
+        is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
+        """
+        S, (B, T), filling = self.num_virtual_tokens, input_ids.shape, contextlib.nullcontext()
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        text = attention_mask if attention_mask is not None else input_ids.new_ones(B, T + max(past - S, 0))
+        if not past:
+            answer = torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
+            answer = answer if input_type_mask is None else is_label(input_type_mask)
+            filling = self._generating(text.bool() & (answer.cumsum(dim=1) == 0))
+            input_ids = self._with_slots(input_ids)
+            logits_to_keep = logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
+        mask = F.pad(text, (S, 0), value=1)
+        if "position_ids" in inspect.signature(self.base_model.forward).parameters:
+            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # padding takes no position
+        with filling:
+            output = self.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=past_key_values,
+                                     logits_to_keep=logits_to_keep, **kwargs)  # fmt: skip
+        if labels is not None:
+            output.loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return output
+
+    def generate(self, input_ids: Int[Tensor, "B T"], attention_mask=None, **kwargs):
+        """Generate after texts (padded on the left), all of them instruction; returns ids without the slots'."""
+        S, text = self.num_virtual_tokens, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        inputs = {"input_ids": self._with_slots(input_ids), "attention_mask": F.pad(text, (S, 0), value=1)}
+        with self._generating(text.bool()):
+            output = self.base_model.generate(**inputs, **kwargs)
+        if not isinstance(output, Tensor):
+            output.sequences = output.sequences[:, S:]
+        return output[:, S:] if isinstance(output, Tensor) else output
+
+    def trained(self, activations: bool) -> list[Tensor]:
+        """The activations' coefficients, or all other parameters."""
+        return [p for n, p in self.generators.named_parameters() if n.endswith(("numerator", "denominator")) == activations]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""
+        with replacing(folder) as new:
+            self.peft_config[self.active_adapter].save_pretrained(str(new))
+            weights = {name: p.detach().cpu().contiguous() for name, p in self.generators.named_parameters()}
+            safetensors.torch.save_file(weights, new / WEIGHTS[0])
+
+    @torch.no_grad()
+    def load_weights(self, weights: dict[str, Tensor]) -> "IAPTModel":
+        """Take over saved generators, bit by bit; other names or shapes raise `MiniCPTError`."""
+        own = dict(self.generators.named_parameters())
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in weights.items()}:
+            raise MiniCPTError("The file holds other weights than this configuration has; save both together again.")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+        return self
