@@ -9,9 +9,8 @@ rational activation; four soft tokens for each input instruction. *After the aut
 Findings): the pooling's formula, degrees 6 and 5 and GELU as the start of g, its bi-level training, generating once per
 instruction. *After a second-hand summary*: projecting down before pooling. *Ours*: one pooling query a soft token; S
 slots before the text, filled anew by every layer (what the layer below made of them is dropped); no biases; the
-initialisation; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT).
-
-The *instruction* is everything before the answer: templates and query, up to the label. The answer is never read.
+initialisation; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT); and what the instruction is: everything
+before the answer, templates and query, up to the label. The answer is never read.
 """
 
 import contextlib
@@ -71,14 +70,11 @@ class PromptGenerator(nn.Module):
 
 
 def build_generators(config: IAPTConfig) -> nn.ModuleList:
-    """Build a generator a layer, 2Dm + mS + 12 parameters each; `share_projections`: one pair of projections for all.
-
-    Each product keeps the scale of what it is given, so that soft tokens start about as large as the hidden states.
-    """
+    """Build a generator a layer, 2Dm + mS + 12 parameters each; shared projections, 2Dm, count once."""
     D, m, L = config.token_dim, config.bottleneck, config.num_layers
     n = 1 if config.share_projections else L
     pairs = [(nn.Linear(D, m, bias=False), nn.Linear(m, D, bias=False)) for _ in range(n)]
-    for linear in sum(pairs, ()):
+    for linear in sum(pairs, ()):  # each keeps its input's scale: soft tokens start about as large as hidden states
         nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     return nn.ModuleList(PromptGenerator(*pairs[i % n], config.num_virtual_tokens) for i in range(L))
 
@@ -124,8 +120,8 @@ class IAPTModel(nn.Module):
         if getattr(self.base_model, "is_gradient_checkpointing", False) and torch.is_grad_enabled():
             raise MiniCPTError("IAPT does not work with gradient checkpointing; call gradient_checkpointing_disable().")
         if not instruction.any(dim=1).all():
-            raise MiniCPTError("A row has no token before its answer, so there is no instruction to read. Set the labels"
-                               " before the answer to -100, or give input_type_mask (4 at its tokens).")  # fmt: skip
+            raise MiniCPTError("A row has no token before its answer: there is no instruction to read. Set the labels "
+                               "before the answer to -100, or give input_type_mask (4 at its tokens).")  # fmt: skip
 
         def fill(generator, layer, args):
             hooks.pop(layer).remove()  # once: no decoding step generates again
@@ -154,19 +150,19 @@ class IAPTModel(nn.Module):
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
         is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
         """
-        S, (B, T), filling = self.num_virtual_tokens, input_ids.shape, contextlib.nullcontext()
+        S, (B, T) = self.num_virtual_tokens, input_ids.shape
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = attention_mask if attention_mask is not None else input_ids.new_ones(B, T + max(past - S, 0))
         if not past:
             answer = torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
             answer = answer if input_type_mask is None else is_label(input_type_mask)
-            filling = self._generating(text.bool() & (answer.cumsum(dim=1) == 0))
+            instruction = text.bool() & (answer.cumsum(dim=1) == 0)
             input_ids = self._with_slots(input_ids)
             logits_to_keep = logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
         mask = F.pad(text, (S, 0), value=1)
         if "position_ids" in inspect.signature(self.base_model.forward).parameters:
             kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # padding takes no position
-        with filling:
+        with contextlib.nullcontext() if past else self._generating(instruction):
             output = self.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=past_key_values,
                                      logits_to_keep=logits_to_keep, **kwargs)  # fmt: skip
         if labels is not None:
@@ -176,30 +172,29 @@ class IAPTModel(nn.Module):
     def generate(self, input_ids: Int[Tensor, "B T"], attention_mask=None, **kwargs):
         """Generate after texts (padded on the left), all of them instruction; returns ids without the slots'."""
         S, text = self.num_virtual_tokens, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        inputs = {"input_ids": self._with_slots(input_ids), "attention_mask": F.pad(text, (S, 0), value=1)}
+        ids, mask = self._with_slots(input_ids), F.pad(text, (S, 0), value=1)
         with self._generating(text.bool()):
-            output = self.base_model.generate(**inputs, **kwargs)
+            output = self.base_model.generate(ids, attention_mask=mask, **kwargs)
         if not isinstance(output, Tensor):
             output.sequences = output.sequences[:, S:]
         return output[:, S:] if isinstance(output, Tensor) else output
 
-    def trained(self, activations: bool) -> list[Tensor]:
-        """The activations' coefficients, or all other parameters."""
-        return [p for n, p in self.generators.named_parameters() if n.endswith(("numerator", "denominator")) == activations]
+    def trained(self) -> dict[str, Tensor]:
+        """The trained tensors by name; a shared one once."""
+        return dict(self.generators.named_parameters())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""
         with replacing(folder) as new:
             self.peft_config[self.active_adapter].save_pretrained(str(new))
-            weights = {name: p.detach().cpu().contiguous() for name, p in self.generators.named_parameters()}
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained().items()}
             safetensors.torch.save_file(weights, new / WEIGHTS[0])
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> "IAPTModel":
         """Take over saved generators, bit by bit; other names or shapes raise `MiniCPTError`."""
-        own = dict(self.generators.named_parameters())
-        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in weights.items()}:
+        if {n: t.shape for n, t in self.trained().items()} != {n: t.shape for n, t in weights.items()}:
             raise MiniCPTError("The file holds other weights than this configuration has; save both together again.")
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+        for name, tensor in self.trained().items():
+            tensor.copy_(weights[name])
         return self

@@ -294,10 +294,10 @@ def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
         logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
         return label_loss(logits, labels, types, reduction="sum")
 
-    weights, activations = model.trained(activations=False), model.trained(activations=True)
-    predictor.history = train_bilevel(
-        loss_of, weights, activations, hp["activation_lr"], len(rows), recipe, _generator(seed)
-    )
+    activations = [p for g in model.generators for p in (g.numerator, g.denominator)]
+    weights = [p for p in model.trained().values() if not any(p is a for a in activations)]
+    rate = hp["activation_lr"]
+    predictor.history = train_bilevel(loss_of, weights, activations, rate, len(rows), recipe, _generator(seed))
 
 
 def _generator(seed: int) -> torch.Generator:
