@@ -117,7 +117,7 @@ class IAPTModel(nn.Module):
     @contextlib.contextmanager
     def _generating(self, instruction: Bool[Tensor, "B T"]) -> Iterator[None]:
         """Let the next pass through each layer fill its S slots; later tokens find them in the KV cache."""
-        if getattr(self.base_model, "is_gradient_checkpointing", False) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.modules()):
             raise MiniCPTError("IAPT does not work with gradient checkpointing; call gradient_checkpointing_disable().")
         if not instruction.any(dim=1).all():
             raise MiniCPTError("A row has no token before its answer: there is no instruction to read. Set the labels "

@@ -25,7 +25,7 @@ GREEDY = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT reads it
         yield
 
 
@@ -47,28 +47,23 @@ def soft_tokens(model, **batch):
 
 def by_hand(model, ids, n_instruction):
     """Logits (T, V) of one unpadded row from the formulas: a loop over layers, a sum over tokens."""
-    soft, S, config = [], model.num_virtual_tokens, model.base_model
-    hidden_of = {}
+    S, layers = model.num_virtual_tokens, list(iapt.decoder_layers(model.base_model))
 
     def replace(layer, args):
-        i = list(layers).index(layer)
-        g, H = model.generators[i], args[0][0, S : S + n_instruction]
-        columns = []
+        g, H = model.generators[layers.index(layer)], args[0][0, S : S + n_instruction]
+        soft = []
         for s in range(S):
             u = torch.stack([g.queries[:, s] @ (g.down.weight @ h) for h in H])
             weights = u.exp() / u.exp().sum()
             p = sum(w * (g.down.weight @ h) for w, h in zip(weights, H))
             top = sum(a * p**j for j, a in enumerate(g.numerator))
             bottom = 1 + sum(b * p ** (i + 1) for i, b in enumerate(g.denominator)).abs()
-            columns.append(g.up.weight @ (top / bottom))
-        hidden_of[i] = torch.stack(columns)
-        return torch.cat((hidden_of[i][None], args[0][:, S:]), dim=1), *args[1:]
+            soft.append(g.up.weight @ (top / bottom))
+        return torch.cat((torch.stack(soft)[None], args[0][:, S:]), dim=1), *args[1:]
 
-    layers = iapt.decoder_layers(config)
     hooks = [layer.register_forward_pre_hook(replace) for layer in layers]
-    soft = torch.full((1, S), 3)
     with torch.no_grad():
-        logits = model.base_model(torch.cat((soft, ids[None]), dim=1)).logits[0, S:]
+        logits = model.base_model(torch.cat((torch.full((1, S), 3), ids[None]), dim=1)).logits[0, S:]
     for hook in hooks:
         hook.remove()
     return logits
@@ -348,7 +343,9 @@ def test_models_and_calls_that_cannot_work():
     model, ids = wrapped(), torch.randint(1, 60, (2, 6))
     with pytest.raises(MiniCPTError, match="no instruction to read"):
         model(ids, labels=ids)  # every token a label: nothing is left to read
-    model.base_model.gradient_checkpointing_enable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers is about to rename it
+        model.base_model.gradient_checkpointing_enable()
     with pytest.raises(MiniCPTError, match="gradient_checkpointing_disable"):
         model.base_model.train() and model(ids)
 
