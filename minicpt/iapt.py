@@ -106,6 +106,7 @@ class IAPTModel(nn.Module):
             setattr(config, name, value)
         self.base_model, self.num_virtual_tokens = model.requires_grad_(False), config.num_virtual_tokens
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # BLOOM counts by its mask
         self.generators = build_generators(config).to(model.device).requires_grad_(not config.inference_mode)
 
     def __getattr__(self, name: str):
@@ -160,7 +161,7 @@ class IAPTModel(nn.Module):
             input_ids = self._with_slots(input_ids)
             logits_to_keep = logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
         mask = F.pad(text, (S, 0), value=1)
-        if "position_ids" in inspect.signature(self.base_model.forward).parameters:
+        if self.takes_positions:
             kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # padding takes no position
         with contextlib.nullcontext() if past else self._generating(instruction):
             output = self.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=past_key_values,
