@@ -1,7 +1,7 @@
 """Tune every trained method for the micro model, with equal effort, on seeds that no table uses.
 
     python data_scripts/tune_micro.py --workers 2
-    python data_scripts/tune_micro.py --methods ct_prompt ct_kv    these, leaving the others as they are in the file
+    python data_scripts/tune_micro.py --methods ct_prompt ct_kv    these; the others keep their values and scores
 
 Each method gets eight settings: four learning rates times two values of one knob of its own. Each setting is run on
 the five tasks, 2 and 6 shots, seeds 100 to 102, 100 queries; the best mean accuracy wins. The winners and all scores
@@ -26,6 +26,7 @@ GRIDS = {
     "pt_instr": {"lr": PROMPT_LR, "epochs": (10, 25)},
     "ipt_instr": {"lr": PROMPT_LR, "epochs": (10, 25)},
     "lora": {"lr": (0.001, 0.003, 0.01, 0.03), "rank": (2, 8)},
+    "iapt": {"lr": (0.001, 0.003, 0.01, 0.03), "bottleneck": (8, 32)},
     "cpt": {"lr": CONTEXT_LR, "epsilon": (0.2, 0.7)},
     "cpt_instr": {"lr": CONTEXT_LR, "epsilon": (0.2, 0.7)},
     "ct_prompt": {"lr": CONTEXT_LR, "token_dropout": (0.05, 0.1)},

@@ -1,7 +1,7 @@
 """minicpt: Context-aware Prompt Tuning (CPT, arXiv 2410.17222) and its family, small enough to read.
 
 Letters used everywhere: B batch rows, K shots (examples in the context), P prefix tokens, T query tokens,
-D embedding size, V vocabulary, C classes, L layers.
+D embedding size, V vocabulary, C classes, L layers, S soft tokens of IAPT.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "configs": ["CPTConfig", "PeftConfig", "get_peft_config"],
+    "configs": ["CPTConfig", "IAPTConfig", "PeftConfig", "get_peft_config"],
     "saving": ["load_training_state"],
     "model": ["AutoPeftModelForCausalLM", "PeftModel", "PeftModelForCausalLM", "get_peft_model"],
     "embeddings": ["CPTEmbedding", "PromptEmbedding"],

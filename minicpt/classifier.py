@@ -21,10 +21,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .base_models import BaseModel, load_base
+from .configs import IAPTConfig
 from .context_tuning import cache_from_tensors, cache_to_tensors
 from .data import Split, sample_shots
 from .errors import MiniCPTError, unknown
 from .evaluate import LABEL_SCORES, check_candidates
+from .iapt import IAPTModel
 from .masks import Encoded, Template, encode, tokenize
 from .methods import METHODS, Predictor, fit, fit_text_length, hyperparameters
 from .saving import replacing
@@ -113,7 +115,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.shots is not None:
             return sample_shots(words, self.shots, seed)
         instruction = self.instruction + self.template.inter if spec.instruction else ""
-        n_prompt = len(tokenize(base.tokenizer, [instruction])[0]) or (hp["tokens"] if spec.trains == "prompt" else 0)
+        n_prompt = len(tokenize(base.tokenizer, [instruction])[0])
+        n_prompt = n_prompt or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
         lengths = [len(e) for e in encode(base.tokenizer, self.template, rows)]
         # the budget of `methods.fit`, which cuts texts where it is exceeded
         room = self._limit(base) - n_prompt - max(map(len, candidates)) - max(lengths)
@@ -169,19 +172,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _state(self) -> tuple[dict, dict[str, Tensor]]:
         """All that was fitted but the base model: JSON values and tensors on the CPU."""
-        predictor, lora = self.predictor_, None
+        predictor, lora, iapt = self.predictor_, None, None
         tensors = {} if predictor.prefix is None else {"prefix": predictor.prefix}
         if METHODS[self.method].trains == "cache":
             tensors = cache_to_tensors(predictor.prefix)
         if isinstance(predictor.model, peft.PeftModel):
             config, tensors = predictor.model.peft_config["default"], peft.get_peft_model_state_dict(predictor.model)
             lora = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+        elif isinstance(predictor.model, IAPTModel):
+            config, tensors = predictor.model.peft_config["default"], predictor.model.trained()
+            iapt = {"num_virtual_tokens": config.num_virtual_tokens, "bottleneck": config.bottleneck}
         params = {**self.get_params(deep=False), "template": asdict(self.template), "random_state": self.seed_,
                   "verbalizers": self.verbalizers is not None}  # fmt: skip
         state = {"format": FORMAT, "params": params, "classes": self.classes_.tolist(), "words": predictor.classes,
-                 "lora": lora, "candidates": predictor.candidates, "history": predictor.history, "shots": self.shots_,
+                 "lora": lora, "iapt": iapt, "candidates": predictor.candidates, "history": predictor.history, "shots": self.shots_,
                  "fingerprint": self._fingerprint}  # fmt: skip
-        return state, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        return state, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
     def _from_state(cls, state: dict, tensors: dict[str, Tensor]) -> "FewShotClassifier":
@@ -196,10 +202,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             with torch.random.fork_rng():  # PEFT draws weights at first
                 base.model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"]))
             peft.set_peft_model_state_dict(base.model.eval(), tensors)
-        prefix = tensors["prefix"].to(base.device) if "prefix" in tensors else None
+        prefix, model = tensors["prefix"].to(base.device) if "prefix" in tensors else None, base.model
         if METHODS[self.method].trains == "cache":
             prefix = cache_from_tensors(tensors, base.device)
-        predictor = Predictor(base.model, prefix, state["candidates"], state["words"], None, self.label_score,
+        if state.get("iapt"):
+            with torch.random.fork_rng():  # as above
+                model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors)
+        predictor = Predictor(model, prefix, state["candidates"], state["words"], None, self.label_score,
                               state["history"])  # fmt: skip
         return self._set_fitted(base, predictor, classes, state["shots"], params["random_state"])
 

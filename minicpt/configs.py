@@ -42,12 +42,47 @@ class CPTConfig(peft.CPTConfig):
     @classmethod
     def from_peft_type(cls, **kwargs):
         """Build the config of a file or dictionary: this class for CPT, where PEFT would build its own."""
-        if kwargs.get("peft_type") != PeftType.CPT:
-            return super().from_peft_type(**kwargs)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(kwargs) - known):
-            warnings.warn(f"The CPT configuration holds fields that minicpt does not know and ignores: {unknown}.")
-        return cls(**{k: v for k, v in kwargs.items() if k in known})
+        is_cpt = kwargs.get("peft_type") == PeftType.CPT
+        return _known_fields(cls, kwargs) if is_cpt else super().from_peft_type(**kwargs)
+
+
+@dataclass
+class IAPTConfig(peft.PromptLearningConfig):
+    """Generators of instruction-aware soft tokens, `num_virtual_tokens` (S) at every layer; see `iapt.py`.
+
+    - `bottleneck`: width m between the two projections; `share_projections`: one pair of them for all layers
+    - `token_dim`, `num_layers`: leave them out, they are read from the model
+
+    PEFT has no such method: a saved folder is in PEFT's format, but only this library knows its `peft_type`.
+    """
+
+    num_virtual_tokens: int = field(default=4, metadata={"help": "soft tokens a layer (S)"})
+    bottleneck: int = field(default=320, metadata={"help": "width between the projections (m)"})
+    share_projections: bool = field(default=False, metadata={"help": "one pair of projections for all layers"})
+
+    def __post_init__(self):
+        self.peft_type, self.task_type = "IAPT", self.task_type or peft.TaskType.CAUSAL_LM
+        super().__post_init__()
+        if self.task_type != peft.TaskType.CAUSAL_LM:
+            raise MiniCPTError(f"IAPT works with task_type CAUSAL_LM only, got {self.task_type!r}.")
+        for name in ("num_virtual_tokens", "bottleneck"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise MiniCPTError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
+
+    @classmethod
+    def from_peft_type(cls, **kwargs):
+        return _known_fields(cls, kwargs) if kwargs.get("peft_type") == "IAPT" else super().from_peft_type(**kwargs)
+
+
+OWN = {PeftType.CPT: CPTConfig, "IAPT": IAPTConfig}
+
+
+def _known_fields(cls: type, kwargs: dict) -> peft.PeftConfig:
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(kwargs) - known):
+        kind = kwargs["peft_type"]
+        warnings.warn(f"The {kind} configuration holds fields that minicpt does not know and ignores: {unknown}.")
+    return cls(**{k: v for k, v in kwargs.items() if k in known})
 
 
 class StandsForPeft(type):
@@ -58,17 +93,17 @@ class StandsForPeft(type):
 
 
 class PeftConfig(peft.PeftConfig, metaclass=StandsForPeft):
-    """PEFT's `PeftConfig`; `from_pretrained` gives CPT folders this library's `CPTConfig`."""
+    """PEFT's `PeftConfig`; `from_pretrained` gives CPT and IAPT folders this library's configs."""
 
     _stands_for = peft.PeftConfig
 
     @classmethod
     def from_peft_type(cls, **kwargs):
-        is_cpt = kwargs.get("peft_type") == PeftType.CPT
-        return CPTConfig.from_peft_type(**kwargs) if is_cpt else super().from_peft_type(**kwargs)
+        own = OWN.get(kwargs.get("peft_type"))
+        return own.from_peft_type(**kwargs) if own else super().from_peft_type(**kwargs)
 
 
 def get_peft_config(config_dict: dict):
     """Build a config from a dictionary with `peft_type`. Source: PEFT `get_peft_config`."""
-    is_cpt = config_dict["peft_type"] == PeftType.CPT
-    return CPTConfig(**config_dict) if is_cpt else peft.get_peft_config(config_dict)
+    own = OWN.get(config_dict["peft_type"])
+    return own(**config_dict) if own else peft.get_peft_config(config_dict)

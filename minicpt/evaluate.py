@@ -55,19 +55,21 @@ def label_scores(
     scores = torch.empty(len(queries), len(candidates))
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
-        ids, mask, _ = collate([row for _, _, row in batch])
+        ids, mask, types = collate([row for _, _, row in batch])
         mask = torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device)
         embeds = model.get_input_embeddings()(ids.to(model.device))
         prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
         shared, rest = start(model, prompt, embeds, mask, kept, share)
         # the head runs where a row has a label token to predict, nowhere else
-        own = P + ids.shape[1] - rest.shape[1]  # tokens that stand before the rest
+        before = rest.shape[1] - ids.shape[1]  # P if the rows hold the prompt, else 0
         at = [
-            (i, P - own + len(row) - 1 - t) for i, (_, tail, row) in enumerate(batch) for t in range(len(tail), -1, -1)
+            (i, before + len(row) - 1 - t) for i, (_, tail, row) in enumerate(batch) for t in range(len(tail), -1, -1)
         ]
-        where = tuple(torch.tensor(index, device=model.device) for index in zip(*at))
+        where = tuple(map(torch.tensor, zip(*at)))
         cache = shared.branch(len(batch)) if shared else None
-        logits, _, _ = run(model, rest, mask, cache, lambda hidden: hidden[where][None], use_cache=bool(shared))
+        # IAPT: what it reads ends where the label begins
+        roles = {"input_type_mask": types.to(model.device)} if getattr(model, "reads_roles", False) else {}
+        logits, _, _ = run(model, rest, mask, cache, lambda hidden: hidden[where][None], bool(shared), **roles)
         log_p, place = logits[0].float().log_softmax(-1).cpu(), 0
         for n, tail, _ in batch:
             for c, candidate in enumerate(candidates):

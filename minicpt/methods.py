@@ -24,12 +24,15 @@ from .loss import IGNORE, label_loss
 from .masks import LABEL, Encoded, build_context, collate, encode, fit_text_length, tokenize
 from .prefix import Prefix, loss_after, obstacle, tokens_of
 from .projection import project
-from .train import Recipe, train
+from .train import Recipe, train, train_bilevel
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of: `trains` nothing, a soft "prompt", "lora" weights, the "context" or its "cache"."""
+    """What a method is made of.
+
+    `trains`: nothing, a soft "prompt", "lora" weights, the "context" (CPT), its "cache" (CT-KV), or "iapt" generators.
+    """
 
     title: str
     trains: str | None
@@ -47,6 +50,7 @@ METHODS = {
     "pt_instr": Method("PT†", "prompt", False, True),
     "ipt_instr": Method("IPT†", "prompt", True, True),
     "cpt_instr": Method("CPT†", "context", True, True),
+    "iapt": Method("IAPT", "iapt", False),
     # Context Tuning (arXiv 2507.04221)
     "ct_prompt": Method("CT-Prompt", "context", True),
     "ct_kv": Method("CT-KV", "cache", True),
@@ -92,8 +96,8 @@ class Predictor:
 
     @property
     def prefix_length(self) -> int:
-        """P, the tokens before every query."""
-        return 0 if self.prefix is None else tokens_of(self.prefix)
+        """Tokens that stand before every query."""
+        return getattr(self.model, "num_virtual_tokens", 0) + (0 if self.prefix is None else tokens_of(self.prefix))
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
@@ -139,7 +143,7 @@ def fit(
         raise MiniCPTError(f'{method} needs an instruction; add "instruction" to the task {split.task!r}.')
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
-    n_prompt = len(instruction) or (hp["tokens"] if spec.trains == "prompt" else 0)
+    n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
     limit = min(base.max_length, max_length or base.max_length)
     cap = fit_text_length(
         n_prompt + max(map(len, candidates)),
@@ -292,8 +296,27 @@ def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
     model.eval()
 
 
+def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
+    """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
+    from .model import IAPTConfig, get_peft_model
+
+    model = get_peft_model(base.model, IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"]))
+    predictor.model = model
+
+    def loss_of(chosen):
+        ids, mask, types, labels = _batch(rows, chosen, base.device)
+        logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
+        return label_loss(logits, labels, types, reduction="sum")
+
+    activations = [p for g in model.generators for p in (g.numerator, g.denominator)]
+    weights = [p for p in model.trained().values() if not any(p is a for a in activations)]
+    rate = hp["activation_lr"]
+    predictor.history = train_bilevel(loss_of, weights, activations, rate, len(rows), recipe, _generator(seed))
+
+
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-_TRAINERS = {"context": _train_context, "cache": _train_cache, "prompt": _train_prompt, "lora": _train_lora}
+_TRAINERS = {"context": _train_context, "cache": _train_cache, "prompt": _train_prompt, "lora": _train_lora,
+             "iapt": _train_iapt}  # fmt: skip

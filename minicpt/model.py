@@ -13,18 +13,19 @@ import torch
 from peft import PromptTuningConfig, TaskType
 from torch import Tensor, nn
 from . import saving
-from .configs import CPTConfig, PeftConfig, StandsForPeft
+from .configs import CPTConfig, IAPTConfig, PeftConfig, StandsForPeft
 from .embeddings import CPTEmbedding
 from .errors import MiniCPTError
 from .forward import ENCODERS, PromptedForward
+from .iapt import IAPTModel
 from .prefix import KeptPrefix
 
-__all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig",
+__all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "IAPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig",
            "TaskType", "get_peft_model"]  # fmt: skip
 
 
 def _is_ours(config: peft.PeftConfig) -> bool:
-    return config.peft_type in ENCODERS and config.task_type == TaskType.CAUSAL_LM
+    return config.peft_type in (*ENCODERS, "IAPT") and config.task_type == TaskType.CAUSAL_LM
 
 
 def get_peft_model(
@@ -38,7 +39,7 @@ def get_peft_model(
 ):
     """Wrap `model` with the prompt of `peft_config`; its weights are frozen. Source: PEFT `get_peft_model`.
 
-    CPT and prompt tuning on causal language models get this library's wrapper, everything else PEFT's own.
+    CPT and prompt tuning on causal language models get this library's wrapper, IAPT its own, everything else PEFT's.
     """
     old, new = peft_config.base_model_name_or_path, model.__dict__.get("name_or_path") or None
     with warnings.catch_warnings():
@@ -51,7 +52,8 @@ def get_peft_model(
             warnings.warn(f"The configuration was made for the base model {old!r} and is now used with {new!r}.")
         peft_config.base_model_name_or_path = new
         peft_config.revision = revision or peft_config.revision
-        return PeftModelForCausalLM(model, peft_config, adapter_name)
+        wrapper = IAPTModel if isinstance(peft_config, IAPTConfig) else PeftModelForCausalLM
+        return wrapper(model, peft_config, adapter_name)
 
 
 def _config_in(model_id, **kwargs) -> peft.PeftConfig:
@@ -64,7 +66,7 @@ def _config_in(model_id, **kwargs) -> peft.PeftConfig:
 class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
     """PEFT's `PeftModel`; `from_pretrained` gives this library's wrapper where `get_peft_model` would."""
 
-    _stands_for = peft.PeftModel
+    _stands_for = (peft.PeftModel, IAPTModel)
 
     @classmethod
     def from_pretrained(cls, model, model_id, adapter_name="default", is_trainable=False, config=None, **kwargs):
@@ -79,6 +81,8 @@ class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
         if not isinstance(config, peft.PeftConfig) or not _is_ours(config):
             return super().from_pretrained(model, model_id, adapter_name, is_trainable, config, **kwargs)
         config.inference_mode = not is_trainable
+        if isinstance(config, IAPTConfig):
+            return IAPTModel(model, config, adapter_name).load_weights(saving.read_weights(model_id))
         wrapped = PeftModelForCausalLM(model, config, adapter_name)
         wrapped.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
         return wrapped

@@ -59,7 +59,7 @@ def tokens_of(prompt: Tensor | Prefix) -> int:
     return prompt.shape[1] if isinstance(prompt, Tensor) else prompt.cache.get_seq_length()
 
 
-def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True):
+def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True, **kwargs):
     """Run tokens (B, T, D) after `cache`; the head sees `pick(hidden)` only. Returns (its logits, hidden, cache)."""
     seen = []
 
@@ -69,7 +69,7 @@ def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True):
 
     hook = model.get_output_embeddings().register_forward_pre_hook(before_the_head)
     try:
-        kwargs = {} if cache is None else {"past_key_values": cache}
+        kwargs |= {} if cache is None else {"past_key_values": cache}
         output = model(inputs_embeds=embeds, attention_mask=mask, use_cache=use_cache, return_dict=True, **kwargs)
     finally:
         hook.remove()

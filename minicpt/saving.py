@@ -134,6 +134,14 @@ def require_weights(folder: Path) -> None:
         raise MiniCPTError(f"{str(folder)!r} holds no {' or '.join(WEIGHTS)}; save the adapter there first.")
 
 
+def read_weights(folder) -> dict[str, Tensor]:
+    """Read a local folder's safetensors weights by name. Raises `MiniCPTError` if there are none, or damaged ones."""
+    path = Path(folder, WEIGHTS[0])
+    if not path.is_file():
+        raise MiniCPTError(f"{str(path)!r} does not exist; give the folder that save_pretrained wrote.")
+    return readable(path, safetensors.torch.load_file, path)
+
+
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safetensors.safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}

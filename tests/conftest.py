@@ -8,7 +8,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook([f"minicpt.{m}" for m in ("masks", "projection", "loss", "embeddings")], "beartype.beartype")
+install_import_hook([f"minicpt.{m}" for m in ("masks", "projection", "loss", "embeddings", "iapt")], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -14,7 +14,7 @@ from minicpt.train import Recipe, train
 
 HP = {
     "lr": 0.02, "epochs": 2, "batch_size": 0, "tokens": 4, "init": "SAMPLE_VOCAB", "rank": 2, "alpha": 4,
-    "epsilon": 0.5, "epsilon_format": 0.5, "epsilon_unit": "mean_norm", "decay": 0.95, "context_weight": 1.0,
+    "bottleneck": 8, "activation_lr": 1e-4, "epsilon": 0.5, "epsilon_format": 0.5, "epsilon_unit": "mean_norm", "decay": 0.95, "context_weight": 1.0,
 }  # fmt: skip
 TRAINED = [m for m, spec in methods.METHODS.items() if spec.trains]
 
