@@ -9,7 +9,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_architectures import ARCHITECTURES, COMMON, CONTEXT, D, V, base, batch_of
+from test_architectures import ARCHITECTURES, COMMON, CONTEXT, D, V, base
 from test_core import contexts
 
 import minicpt

@@ -17,8 +17,8 @@ from minicpt.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
 # reading order: a module imports only from those before it (inside functions, too)
-ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "prefix", "evaluate", "iapt",
-         "forward", "model", "base_models", "data", "train", "context_tuning", "methods", "classifier", "experiments",
+ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "outputs", "prefix", "evaluate",
+         "iapt", "forward", "model", "base_models", "data", "train", "context_tuning", "methods", "classifier", "experiments",
          "tables", "plots", "ablations", "__main__"]  # fmt: skip
 CORE = ["masks", "projection", "loss", "embeddings"]
 
