@@ -25,6 +25,7 @@ REFERENCES = {  # asset: its source under results/, made by a command that the R
     "reference_copy_probe.csv": "ablations/copy_probe.csv",
     "reference_ablations_8.csv": "ablations_8/ablations.csv",
     "reference_ablations_fresh.csv": "ablations_fresh/ablations.csv",
+    "reference_ablations_instr.csv": "ablations_instr/ablations.csv",
 }
 
 
