@@ -2,8 +2,7 @@
 
     make reproduce ablations && python data_scripts/update_readme.py
 
-results/few_shot/{table,overall}.csv and results/ablations/{ablations,copy_probe}.csv
--> minicpt/assets/reference_*.csv -> README.md. What has not been computed stays as it is.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> README.md. What has not been computed stays as it is.
 """
 
 import re
@@ -19,7 +18,15 @@ from minicpt.tables import overall_rows, pipes, wide
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.S)
 ABLATIONS = re.compile(r"(<!-- ablations: .*? -->\n).*?(<!-- /ablations -->)", re.S)
-SOURCES = {"few_shot": ("overall", "table"), "ablations": ("ablations", "copy_probe")}
+REFERENCES = {  # asset: its source under results/, made by a command that the README names
+    "reference_overall.csv": "few_shot/overall.csv",
+    "reference_table.csv": "few_shot/table.csv",
+    "reference_ablations.csv": "ablations/ablations.csv",
+    "reference_copy_probe.csv": "ablations/copy_probe.csv",
+    "reference_ablations_8.csv": "ablations_8/ablations.csv",
+    "reference_ablations_fresh.csv": "ablations_fresh/ablations.csv",
+    "reference_ablations_instr.csv": "ablations_instr/ablations.csv",
+}
 
 
 def block() -> str:
@@ -44,10 +51,9 @@ def ablations_block() -> str:
 
 
 def main() -> None:
-    for folder, names in SOURCES.items():
-        for path in (Path("results", folder, f"{name}.csv") for name in names):
-            if path.exists():
-                shutil.copyfile(path, ASSETS / f"reference_{path.name}")
+    for name, source in REFERENCES.items():
+        if (path := Path("results", source)).exists():
+            shutil.copyfile(path, ASSETS / name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for pattern, new in ((BLOCK, block()), (ABLATIONS, ablations_block())):

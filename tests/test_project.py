@@ -119,6 +119,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 def test_the_readmes_table_is_the_reference_table():
     sys.path.insert(0, str(ROOT / "data_scripts"))
-    from update_readme import BLOCK, block
+    from update_readme import ABLATIONS, BLOCK, ablations_block, block
 
-    assert BLOCK.search((ROOT / "README.md").read_text())[0].count(block()) == 1
+    readme = (ROOT / "README.md").read_text()
+    assert BLOCK.search(readme)[0].count(block()) == 1
+    assert ABLATIONS.search(readme)[0].count(ablations_block()) == 1
