@@ -8,15 +8,14 @@ abstract*: a generator at each layer, of a bottleneck of two linear projections,
 rational activation; four soft tokens for each input instruction. *After the authors' sibling paper MiLoRA* (EMNLP 2024
 Findings): the pooling's formula, degrees 6 and 5 and GELU as the start of g, its bi-level training, generating once per
 instruction. *After a second-hand summary*: projecting down before pooling. *Ours*: one pooling query a soft token; S
-slots before the text, filled anew by every layer (what the layer below made of them is dropped); no biases; the
-initialisation; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT); and what the instruction is: everything
-before the answer, templates and query, up to the label. The answer is never read.
+slots before the text, filled anew by every layer (what the layer below made of them is dropped); no biases; how weights
+start; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT); and what the instruction is: everything before the
+answer, templates and query, up to the label. The answer is never read.
 """
 
 import contextlib
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -41,8 +40,7 @@ def rational(x: Float[Tensor, "*S"], a: Float[Tensor, "n"], b: Float[Tensor, "d"
 
     The absolute value keeps the denominator from zero. Sources: Molina et al. 2019, MiLoRA eq. 6.
     """
-    x = x.float()
-    top = bottom = torch.zeros_like(x)
+    x, top, bottom = x.float(), 0.0, 0.0
     for coefficient in a.flip(0):  # Horner's rule
         top = top * x + coefficient
     for coefficient in b.flip(0):
@@ -94,8 +92,6 @@ class IAPTModel(nn.Module):
     Attributes not defined here are the base model's. That stays as it was: generators hang on it during calls only.
     """
 
-    reads_roles = True  # label_scores then says where the label begins
-
     def __init__(self, model: nn.Module, config: IAPTConfig, adapter_name: str = "default"):
         super().__init__()
         layers = decoder_layers(model)
@@ -105,6 +101,7 @@ class IAPTModel(nn.Module):
                                    f"base model they are for; in a new configuration leave {name} out.")  # fmt: skip
             setattr(config, name, value)
         self.base_model, self.num_virtual_tokens = model.requires_grad_(False), config.num_virtual_tokens
+        self.reads_roles = True  # label_scores then says where the label begins
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # BLOOM counts by its mask
         self.generators = build_generators(config).to(model.device).requires_grad_(not config.inference_mode)
@@ -144,7 +141,8 @@ class IAPTModel(nn.Module):
         return torch.cat((text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1), text), dim=1)
 
     def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask=None, labels=None,
-                input_type_mask=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0, **kwargs):  # fmt: skip
+                input_type_mask=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0,
+                num_items_in_batch=None, **kwargs):  # fmt: skip
         """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
@@ -170,7 +168,9 @@ class IAPTModel(nn.Module):
             output = self.base_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=past_key_values,
                                      logits_to_keep=logits_to_keep, **kwargs)  # fmt: skip
         if labels is not None:
-            output.loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            targets = labels[:, 1:].flatten()
+            total = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+            output.loss = total / (num_items_in_batch or (targets != IGNORE).sum())
         return output
 
     def generate(self, input_ids: Int[Tensor, "B T"], attention_mask=None, **kwargs):
@@ -188,7 +188,7 @@ class IAPTModel(nn.Module):
         """The trained tensors by name; a shared one once."""
         return dict(self.generators.named_parameters())
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""
         with replacing(folder) as new:
             self.peft_config[self.active_adapter].save_pretrained(str(new))

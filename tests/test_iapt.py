@@ -197,9 +197,23 @@ def test_loss_is_the_cross_entropy_of_the_labels():
     log_p = output.logits.log_softmax(-1)
     picked = [-log_p[b, t - 1, labels[b, t]] for b in range(2) for t in range(1, 7) if labels[b, t] != -100]
     torch.testing.assert_close(output.loss, sum(picked) / len(picked))
+    halves = model(**{**batch, "labels": labels}, num_items_in_batch=2 * len(picked)).loss  # as Trainer asks for
+    torch.testing.assert_close(halves, output.loss / 2)
     kept = model(batch["input_ids"], batch["attention_mask"], input_type_mask=batch["input_type_mask"],
                  logits_to_keep=torch.tensor([2, 5])).logits  # fmt: skip
     torch.testing.assert_close(kept, output.logits[:, [2, 5]])
+
+
+def test_trainer_trains_the_generators_alone(tmp_path):
+    model = wrapped("GPT2")
+    rows = [{"input_ids": torch.randint(1, 60, (7,)), "labels": torch.tensor([-100] * 5 + [3, 4])} for _ in range(6)]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    args = transformers.TrainingArguments(tmp_path, max_steps=3, per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
+                                          gradient_accumulation_steps=2, learning_rate=0.05, save_strategy="no",
+                                          use_cpu=True)  # fmt: skip
+    transformers.Trainer(model, args, train_dataset=rows).train()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("base_model."), name
 
 
 def test_the_base_model_is_not_disturbed():
