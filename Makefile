@@ -6,6 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 DATA ?= micro
+DEVICE ?= cpu
 DATA_DIR ?=
 WORKERS ?= 2
 WHY := icl cpt cpt_train_label cpt_paper_eps
@@ -24,7 +25,7 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why ablations test quick lab check-install notebooks clean
+.PHONY: help setup reproduce why ablations test quick bench lab check-install notebooks clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -64,6 +65,9 @@ test: setup  ## all tests, notebooks included, offline
 
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
+
+bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the paper's sizes)
+	OMP_NUM_THREADS=2 $(PYTHON) tests/bench/bench.py --device $(DEVICE) --threads 2 --out results/bench
 
 lab: setup  ## open JupyterLab at notebook 00
 	$(PYTHON) -m jupyter lab notebooks/00_start_here.ipynb
