@@ -144,7 +144,7 @@ def fit(
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
-    limit = min(base.max_length, max_length or base.max_length)
+    limit = int(min(base.max_length, max_length or base.max_length))
     cap = fit_text_length(
         n_prompt + max(map(len, candidates)),
         encode(tokenizer, template, labelled) if spec.context else [],

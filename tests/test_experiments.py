@@ -207,7 +207,5 @@ def test_bad_arguments_end_with_one_clear_line(args, message):
 
 
 def test_help_names_every_command():
-    text = command("--help").stdout
-    assert all(
-        re.search(rf"^\s+{name}\b", text, re.M) for name in ("table", "cell", "tasks", "models", "check-install")
-    )
+    text, names = command("--help").stdout, ("table", "ablations", "cell", "tasks", "models", "check-install")
+    assert all(re.search(rf"^\s+{name}\b", text, re.M) for name in names)
