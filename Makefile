@@ -24,7 +24,7 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why test quick lab check-install notebooks clean
+.PHONY: help setup reproduce why ablations test quick lab check-install notebooks clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -53,6 +53,9 @@ why: setup  ## where CPT loses, and why: the loss on context labels, the size of
 	$(PYTHON) -m minicpt table --methods $(WHY) --seeds 10 --workers $(WORKERS) --out results/why_cpt
 	$(PYTHON) -m minicpt table --methods $(WHY) --seeds 10 --workers $(WORKERS) --out results/why_cpt_arbitrary \
 	  --labels arbitrary --datasets sst2 ag_news trec dbpedia
+
+ablations: setup  ## CPT with one decision changed at a time, ten seeds; about 12 minutes
+	$(PYTHON) -m minicpt ablations --workers $(WORKERS)
 
 test: setup  ## all tests, notebooks included, offline
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2

@@ -1,7 +1,7 @@
 """Tune every trained method for the micro model, with equal effort, on seeds that no table uses.
 
     python data_scripts/tune_micro.py --workers 2
-    python data_scripts/tune_micro.py --methods iapt      one method; the others keep their values and scores
+    python data_scripts/tune_micro.py --methods ct_prompt ct_kv    these; the others keep their values and scores
 
 Each method gets eight settings: four learning rates times two values of one knob of its own. Each setting is run on
 the five tasks, 2 and 6 shots, seeds 100 to 102, 100 queries; the best mean accuracy wins. The winners and all scores
@@ -29,6 +29,8 @@ GRIDS = {
     "iapt": {"lr": (0.001, 0.003, 0.01, 0.03), "bottleneck": (8, 32)},
     "cpt": {"lr": CONTEXT_LR, "epsilon": (0.2, 0.7)},
     "cpt_instr": {"lr": CONTEXT_LR, "epsilon": (0.2, 0.7)},
+    "ct_prompt": {"lr": CONTEXT_LR, "token_dropout": (0.05, 0.1)},
+    "ct_kv": {"lr": CONTEXT_LR, "token_dropout": (0.05, 0.1)},
 }
 FOLLOW_CPT = {  # not tuned: CPT's values but for what makes the variant
     "cpt_paper_eps": {"epsilon": 0.1, "epsilon_format": 0.1, "epsilon_unit": "peft"},
@@ -47,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default="results/tune")
-    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=[*GRIDS])
+    parser.add_argument("--methods", nargs="+", default=[*GRIDS], choices=GRIDS, metavar="METHOD", help="[all]")
     args = parser.parse_args()
 
     # full settings, so that a cell's name does not depend on what was chosen before
@@ -70,19 +72,18 @@ def main() -> None:
 
     path = ASSETS / "hyperparameters.json"
     chosen = json.loads(path.read_text(encoding="utf-8"))
-    micro = chosen["micro"] | {method: json.loads(means[method].idxmax()) for method in args.methods}
+    micro = {**chosen["micro"], **{method: json.loads(means[method].idxmax()) for method in args.methods}}
     micro |= {method: {**micro["cpt"], **change} for method, change in FOLLOW_CPT.items()}
     how = (
         f"Chosen by data_scripts/tune_micro.py: eight settings a method, mean accuracy over five tasks, shots {SHOTS}, "
         f"seeds {SEEDS[0]}-{SEEDS[-1]} (no table uses them), 100 queries. {', '.join(FOLLOW_CPT)} take CPT's values."
     )
     knobs = {m: [*GRIDS[m]] for m in GRIDS}
-    tuning = {
+    chosen["micro_tuning"] |= {
         m: [{**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)} for s, a in means[m].items()]
         for m in args.methods
     }
     chosen["micro"] = {"how": how, **{m: micro[m] for m in METHODS if m in micro}}
-    chosen["micro_tuning"] |= tuning
     text = json.dumps(chosen, indent=1)
     write_atomically(path, text + "\n")
     print(f"{path} written.")

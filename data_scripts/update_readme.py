@@ -1,22 +1,32 @@
-"""Put a finished table into the README, by way of the committed reference tables.
+"""Put the finished tables into the README, by way of the committed reference tables.
 
-    make reproduce && python data_scripts/update_readme.py
+    make reproduce ablations && python data_scripts/update_readme.py
 
-results/few_shot/{table,overall}.csv -> minicpt/assets/reference_{table,overall}.csv -> README.md.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> README.md. What has not been computed stays as it is.
 """
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 
+from minicpt.ablations import rows_to_read
 from minicpt.data import ASSETS
 from minicpt.tables import overall_rows, pipes, wide
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.S)
+ABLATIONS = re.compile(r"(<!-- ablations: .*? -->\n).*?(<!-- /ablations -->)", re.S)
+REFERENCES = {  # asset: its source under results/, made by a command that the README names
+    "reference_overall.csv": "few_shot/overall.csv",
+    "reference_table.csv": "few_shot/table.csv",
+    "reference_ablations.csv": "ablations/ablations.csv",
+    "reference_copy_probe.csv": "ablations/copy_probe.csv",
+    "reference_ablations_8.csv": "ablations_8/ablations.csv",
+    "reference_ablations_fresh.csv": "ablations_fresh/ablations.csv",
+    "reference_ablations_instr.csv": "ablations_instr/ablations.csv",
+}
 
 
 def block() -> str:
@@ -31,13 +41,25 @@ def block() -> str:
     ])  # fmt: skip
 
 
-def main(folder: str = "results/few_shot") -> None:
-    for name in ("overall", "table"):
-        shutil.copyfile(Path(folder) / f"{name}.csv", ASSETS / f"reference_{name}.csv")
+def ablations_block() -> str:
+    """The comparison with plain CPT in Markdown, as the README shows it, folded away."""
+    return "\n".join([
+        "<details><summary>Every variant against plain CPT</summary>\n",
+        pipes(*rows_to_read(pd.read_csv(ASSETS / "reference_ablations.csv"))),
+        "\n</details>\n",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    for name, source in REFERENCES.items():
+        if (path := Path("results", source)).exists():
+            shutil.copyfile(path, ASSETS / name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(BLOCK.sub(lambda m: m[1] + block() + m[2], text), encoding="utf-8")
+    for pattern, new in ((BLOCK, block()), (ABLATIONS, ablations_block())):
+        text = pattern.sub(lambda m: m[1] + new + m[2], text)
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

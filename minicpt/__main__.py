@@ -1,4 +1,4 @@
-"""Command line: `python -m minicpt table | cell | tasks | models | check-install`."""
+"""Command line: `python -m minicpt table | ablations | cell | tasks | models | check-install`."""
 
 import argparse
 import json
@@ -77,6 +77,40 @@ def report(out: Path, title: str) -> dict[str, Path]:
         if done.returncode:
             raise MiniCPTError(f"{command[0]} failed on {notebook.name}; the results are kept. It said:\n{done.stderr}")
     return paths | {figure.name: figure for figure in sorted(out.glob("*.png"))}
+
+
+def ablations(args) -> int:
+    """Fill the store with CPT's ablations, then write the comparison with plain CPT, its figure and a reading."""
+    from . import ablations as ab
+    from .experiments import Store, run_grid
+
+    options = dict(
+        model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
+        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
+    )  # fmt: skip
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    groups = ab.grid(args.variants, args.datasets, args.shots, seeds, **options)
+    cells, store = list(dict.fromkeys(cell for group in groups.values() for cell in group)), Store(args.out)
+    missing = sum(store.get(cell) is None for cell in cells)
+    print(f"{len(groups)} variants, {len(cells)} cells, {missing} to compute.")
+    started = time.perf_counter()
+    try:
+        failures = run_grid(cells, store, args.workers)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
+        return 130
+    if missing:
+        print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
+    if failures:
+        print(f"{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
+    results = ab.collect(groups, store)
+    if left_out := sorted(groups.keys() - results.keys()):
+        print("Left out, because cells are missing:", ", ".join(left_out))
+    shots = "/".join(map(str, args.shots))
+    title = f"Ablations of CPT, {args.model}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    paths = ab.write(results, args.out, title)
+    print(paths["ablations.md"].read_text(encoding="utf-8"), *paths.values(), sep="\n")
+    return 1 if failures else 0
 
 
 def cell(args) -> int:
@@ -205,6 +239,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="results/few_shot", help="folder of results, table and report [results/few_shot]")
     p.add_argument("--report", action="store_true", help="also run the report notebook (report.ipynb, .html, figures)")
     p.set_defaults(run=table)
+
+    p = commands.add_parser("ablations", parents=[common], help="CPT with one decision changed at a time",
+                            description=ablations.__doc__)  # fmt: skip
+    p.add_argument("--variants", nargs="+", default=(), metavar="NAME", help="[all; a wrong name lists them]")
+    p.add_argument("--datasets", nargs="+", default=TASKS, metavar="TASK", help=" ".join(TASKS))
+    p.add_argument("--shots", nargs="+", type=int, default=(4,), metavar="K", help="examples in the context [4]")
+    p.add_argument("--seeds", type=int, default=10, help="number of seeds [10]")
+    p.add_argument("--first-seed", type=int, default=0, help="fresh seeds, to confirm what others showed [0]")
+    p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
+    p.add_argument("--out", default="results/ablations", help="folder of results and tables [results/ablations]")
+    p.set_defaults(run=ablations)
 
     p = commands.add_parser("cell", parents=[common], help="one method on one split", description=cell.__doc__)
     p.add_argument("--dataset", default="trec", metavar="TASK", help="a task's name or your .json file [trec]")

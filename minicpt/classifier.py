@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .base_models import BaseModel, load_base
 from .configs import IAPTConfig
+from .context_tuning import cache_from_tensors, cache_to_tensors
 from .data import Split, sample_shots
 from .errors import MiniCPTError, unknown
 from .evaluate import LABEL_SCORES, check_candidates
@@ -130,8 +131,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _set_fitted(self, base: BaseModel, predictor: Predictor, classes: list, chosen: list[int], seed: int):
         """Keep what prediction and `save` need."""
         tokenizer, template, limit = base.tokenizer, self.template, self._limit(base)
-        fixed = max(map(len, predictor.candidates)) + (0 if predictor.prefix is None else predictor.prefix.shape[1])
-        fixed += getattr(predictor.model, "num_virtual_tokens", 0)
+        fixed = max(map(len, predictor.candidates)) + predictor.prefix_length
 
         def encode_queries(texts: Sequence[str]) -> list[Encoded]:
             rows = [(text, None) for text in texts]
@@ -174,6 +174,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """All that was fitted but the base model: JSON values and tensors on the CPU."""
         predictor, lora, iapt = self.predictor_, None, None
         tensors = {} if predictor.prefix is None else {"prefix": predictor.prefix}
+        if METHODS[self.method].trains == "cache":
+            tensors = cache_to_tensors(predictor.prefix)
         if isinstance(predictor.model, peft.PeftModel):
             config, tensors = predictor.model.peft_config["default"], peft.get_peft_model_state_dict(predictor.model)
             lora = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
@@ -201,6 +203,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 base.model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"]))
             peft.set_peft_model_state_dict(base.model.eval(), tensors)
         prefix, model = tensors["prefix"].to(base.device) if "prefix" in tensors else None, base.model
+        if METHODS[self.method].trains == "cache":
+            prefix = cache_from_tensors(tensors, base.device)
         if state.get("iapt"):
             with torch.random.fork_rng():  # as above
                 model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors)

@@ -5,14 +5,16 @@ do as `config`; the classes here need torch alone.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .errors import MiniCPTError
-from .loss import label_loss
-from .masks import is_updated, tokenize
+from .loss import IGNORE, label_loss
+from .masks import is_label, is_updated, shift_types, tokenize
 from .projection import epsilon_scale, project, token_epsilon
 
 
@@ -33,6 +35,13 @@ def rows_of(word_embeddings: nn.Module, ids: list[int]) -> Float[Tensor, "P D"]:
     check_ids("prompt", tensor, word_embeddings)
     with torch.no_grad():  # through forward, not .weight: some models scale their embeddings there
         return word_embeddings(tensor).detach().clone().float()
+
+
+def epsilon_length(unit: str, word_embeddings: nn.Module) -> float:
+    """Length of one epsilon for this model's embeddings, by `projection.epsilon_scale`."""
+    weight = word_embeddings.weight
+    mean_norm = weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
+    return epsilon_scale(unit, weight.shape[1], mean_norm)
 
 
 def _frozen(weight: Tensor) -> nn.Embedding:
@@ -99,9 +108,7 @@ class CPTEmbedding(nn.Module):
         self.delta_embedding = nn.Embedding.from_pretrained(torch.zeros_like(self.embedding.weight), freeze=False)
         types = torch.tensor(config.cpt_tokens_type_mask, device=self.embedding.weight.device)
         self.register_buffer("types", types, persistent=False)
-        unit = getattr(config, "opt_epsilon_unit", "peft")
-        mean_norm = word_embeddings.weight.float().norm(dim=1).mean().item() if unit == "mean_norm" else None
-        self.scale = epsilon_scale(unit, config.token_dim, mean_norm)
+        self.scale = epsilon_length(getattr(config, "opt_epsilon_unit", "peft"), word_embeddings)
         self.set_updated_tokens()
 
     def set_updated_tokens(self) -> None:
@@ -130,9 +137,57 @@ class CPTEmbedding(nn.Module):
         self.delta_embedding.weight.copy_(self.get_projection())
 
     def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
+        if not torch.is_grad_enabled():  # looking changes nothing: projecting twice would differ in the last bit
+            return self.embedding(indices) + F.embedding(indices, self.get_projection())
         self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
         delta = self.delta_embedding(indices)
         return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())
+
+    @staticmethod
+    def label_context(
+        labels: Int[Tensor, "B T"], types: Tensor | None, config, query: Tensor, warn: Callable[[str], None]
+    ) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+        """Put the context's labels and types before the query's: each (B, T) -> (B, S), S = P+T, -100 off labels.
+
+        `query` (B, T, D) tells sizes and device. Raises `MiniCPTError` for wrong shapes and where the loss would be
+        NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
+        """
+        (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
+        given, types = types is not None, torch.full((B, T), 4) if types is None else types
+        for name, value in (("labels", labels), ("input_type_mask", types)):
+            if tuple(value.shape) != (B, T):
+                raise MiniCPTError(
+                    f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
+                    "for the context, whose own come from the configuration."
+                )
+        context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
+        types = shift_types(context_types, types.to(device).long())
+        types = torch.cat((context_types.expand(B, -1), types), dim=1)
+        if not given:
+            warn(
+                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+                "the query's tokens (4 at its label) to say what is what."
+            )
+        context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
+        labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(~is_label(types), IGNORE)
+        counted = labels != IGNORE
+        if not counted[:, 1:].any():
+            raise MiniCPTError(
+                "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
+                "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
+            )
+        if not counted[:, P:].any():
+            warn(
+                "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
+                "the context's alone, as in PEFT, and learns nothing from the query."
+            )
+        return labels, types
+
+    @staticmethod
+    def loss_options(config) -> tuple[float, str, float]:
+        """Decay, reduction and context weight of `label_loss`, from the configuration."""
+        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
+        return decay, getattr(config, "opt_loss_reduction", "mean"), getattr(config, "opt_context_loss_weight", 1.0)
 
     @staticmethod
     def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):
@@ -140,16 +195,9 @@ class CPTEmbedding(nn.Module):
 
         Source: PEFT `CPTEmbedding.calculate_loss`, same numbers for `opt_loss_reduction="mean"` (the default).
         """
-        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
         logits = base_model_output.logits
-        base_model_output.loss = label_loss(
-            logits,
-            labels.to(logits.device),
-            cpt_type_mask.to(logits.device),
-            decay,
-            getattr(config, "opt_loss_reduction", "mean"),
-            getattr(config, "opt_context_loss_weight", 1.0),
-        )
+        labels, types = labels.to(logits.device), cpt_type_mask.to(logits.device)
+        base_model_output.loss = label_loss(logits, labels, types, *CPTEmbedding.loss_options(config))
         return base_model_output
 
     @torch.no_grad()

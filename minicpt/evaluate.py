@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import MiniCPTError, unknown
 from .masks import LABEL, Encoded, collate
-from .prefix import branch, prefix_cache
+from .prefix import KeptPrefix, Prefix, obstacle, run, start, tokens_of
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("mean", "sum", "first")
@@ -30,17 +30,19 @@ def check_candidates(candidates: dict[str, list[int]]) -> None:
 @torch.no_grad()
 def label_scores(
     model,
-    prefix: Float[Tensor, "1 P D"] | None,
+    prefix: Float[Tensor, "1 P D"] | Prefix | None,
     queries: Sequence[Encoded],
     candidates: Sequence[list[int]],
     how: str = "mean",
     batch_size: int = 64,
+    kept: KeptPrefix | None = None,
 ) -> Float[Tensor, "N C"]:
     """Log-probability of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
     `how`: "mean" over the label's tokens (so that long labels are not at a disadvantage), "sum", or "first" token only
-    (the authors' demo). `prefix` embeddings come before every query and are run once. A query's scores do not depend
-    on the other rows of its batch.
+    (the authors' demo). `prefix` comes before every query: embeddings, which are run once, or not at all if `kept`
+    from an earlier call, or a prefix that has been run (CT-KV's). A query's scores do not depend on the other rows of
+    its batch.
     """
     if how not in LABEL_SCORES:
         raise unknown("label score", how, LABEL_SCORES)
@@ -48,32 +50,33 @@ def label_scores(
     tails = sorted({tuple(c[:-1]) for c in candidates})
     rows = [(n, tail, q + Encoded(list(tail), [LABEL] * len(tail))) for n, q in enumerate(queries) for tail in tails]
     rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
-    cache = prefix_cache(model, prefix) if prefix is not None else None
-    P = prefix.shape[1] if prefix is not None else 0
+    P = 0 if prefix is None else tokens_of(prefix)
+    share, kept = P and not obstacle(model), kept or KeptPrefix()
     scores = torch.empty(len(queries), len(candidates))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
         ids, mask, types = collate([row for _, _, row in batch])
-        ends = [len(row) for _, _, row in batch]
-        # the head runs where some row has a label token to predict, nowhere else
-        keep = sorted({t for (_, tail, _), end in zip(batch, ends) for t in range(end - len(tail) - 1, end)})
-        place = {t: i for i, t in enumerate(keep)}
-        kwargs = {"past_key_values": branch(cache, len(batch)), "use_cache": True} if P else {}
-        if getattr(model, "reads_roles", False):  # IAPT: what it reads ends where the label begins
-            kwargs["input_type_mask"] = types.to(model.device)
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device),
-            logits_to_keep=torch.tensor(keep, device=model.device),
-            **kwargs,
-        ).logits
-        log_p = logits.float().log_softmax(-1).cpu()  # (rows, kept positions, V)
-        for row, ((n, tail, _), end) in enumerate(zip(batch, ends)):
-            first = end - len(tail) - 1  # this position predicts the label's first token
+        mask = torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(model.device)
+        embeds = model.get_input_embeddings()(ids.to(model.device))
+        prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
+        shared, rest = start(model, prompt, embeds, mask, kept, share)
+        # the head runs where a row has a label token to predict, nowhere else
+        before = rest.shape[1] - ids.shape[1]  # P if the rows hold the prompt, else 0
+        at = [
+            (i, before + len(row) - 1 - t) for i, (_, tail, row) in enumerate(batch) for t in range(len(tail), -1, -1)
+        ]
+        where = tuple(map(torch.tensor, zip(*at)))
+        cache = shared.branch(len(batch)) if shared else None
+        # IAPT: what it reads ends where the label begins
+        roles = {"input_type_mask": types.to(model.device)} if getattr(model, "reads_roles", False) else {}
+        logits, _, _ = run(model, rest, mask, cache, lambda hidden: hidden[where][None], bool(shared), **roles)
+        log_p, place = logits[0].float().log_softmax(-1).cpu(), 0
+        for n, tail, _ in batch:
             for c, candidate in enumerate(candidates):
                 if tuple(candidate[:-1]) == tail:
-                    tokens = [log_p[row, place[first + t], token] for t, token in enumerate(candidate)]
+                    tokens = [log_p[place + t, token] for t, token in enumerate(candidate)]
                     scores[n, c] = tokens[0] if how == "first" else sum(tokens) / (len(tokens) if how == "mean" else 1)
+            place += len(tail) + 1
     return scores
 
 

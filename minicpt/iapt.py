@@ -136,32 +136,36 @@ class IAPTModel(nn.Module):
             for hook in hooks.values():
                 hook.remove()
 
-    def _with_slots(self, input_ids: Tensor) -> Tensor:
-        """(B, T) -> (B, S+T). What the slots hold is replaced before layer 0: a token that is there anyway will do."""
-        check_ids("input_ids", input_ids, self.base_model.get_input_embeddings())
-        return torch.cat((input_ids[:, :1].expand(-1, self.num_virtual_tokens), input_ids), dim=1)
+    def _with_slots(self, text: Tensor) -> Tensor:
+        """(B, T) or (B, T, D) -> S more in front, which layer 0 replaces: a token that is there anyway will do."""
+        return torch.cat((text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1), text), dim=1)
 
-    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask=None, labels=None, input_type_mask=None,
-                past_key_values=None, logits_to_keep=0, num_items_in_batch=None, **kwargs):  # fmt: skip
+    def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask=None, labels=None,
+                input_type_mask=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0,
+                num_items_in_batch=None, **kwargs):  # fmt: skip
         """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
         is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
         """
-        S, (B, T) = self.num_virtual_tokens, input_ids.shape
+        embeds, embed = inputs_embeds, self.base_model.get_input_embeddings()
+        if embeds is None:
+            check_ids("input_ids", input_ids, embed)
+            embeds = embed(input_ids)
+        S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        text = attention_mask if attention_mask is not None else input_ids.new_ones(B, T + max(past - S, 0))
+        text = attention_mask if attention_mask is not None else torch.ones(B, T + max(past - S, 0), dtype=torch.long, device=embeds.device)
         if not past:
             answer = torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
             answer = answer if input_type_mask is None else is_label(input_type_mask)
             instruction = text.bool() & (answer.cumsum(dim=1) == 0)
-            input_ids = self._with_slots(input_ids)
+            embeds = self._with_slots(embeds)
             logits_to_keep = logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
         mask = F.pad(text, (S, 0), value=1)
         if self.takes_positions:
             kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # padding takes no position
         with contextlib.nullcontext() if past else self._generating(instruction):
-            output = self.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=past_key_values,
+            output = self.base_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=past_key_values,
                                      logits_to_keep=logits_to_keep, **kwargs)  # fmt: skip
         if labels is not None:
             targets = labels[:, 1:].flatten()
@@ -172,6 +176,7 @@ class IAPTModel(nn.Module):
     def generate(self, input_ids: Int[Tensor, "B T"], attention_mask=None, **kwargs):
         """Generate after texts (padded on the left), all of them instruction; returns ids without the slots'."""
         S, text = self.num_virtual_tokens, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        check_ids("input_ids", input_ids, self.base_model.get_input_embeddings())
         ids, mask = self._with_slots(input_ids), F.pad(text, (S, 0), value=1)
         with self._generating(text.bool()):
             output = self.base_model.generate(ids, attention_mask=mask, **kwargs)

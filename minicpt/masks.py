@@ -156,6 +156,33 @@ def build_context(examples: Sequence[Encoded], instruction: Sequence[int] = ()) 
     return context
 
 
+def fit_text_length(fixed: int, shots: list[Encoded], queries: list[Encoded], limit: int) -> int | None:
+    """Largest number of tokens a text may keep so that context, longest query and label fit into `limit`.
+
+    None if nothing has to be cut. Raises `MiniCPTError` if templates and labels alone do not fit.
+    """
+    texts = [[sum(t == INPUT for t in e.types) for e in group] for group in (shots, queries)]
+    rest = [[len(e) - n for e, n in zip(group, ns)] for group, ns in zip((shots, queries), texts)]
+
+    def total(cap: int) -> int:
+        in_context = sum(r + min(n, cap) for r, n in zip(rest[0], texts[0]))
+        return fixed + in_context + max(r + min(n, cap) for r, n in zip(rest[1], texts[1]))
+
+    longest = max(max(ns, default=0) for ns in texts)
+    if total(longest) <= limit:
+        return None
+    low, high = 0, longest  # total(low) fits, total(high) does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= limit else (low, middle)
+    if low == 0:
+        raise MiniCPTError(
+            f"The prompt does not fit: templates, labels and prompt tokens take {total(0)} of {limit} tokens and leave "
+            "no room for the texts. Use fewer shots, shorter labels or a model with a longer context."
+        )
+    return low
+
+
 def collate(
     rows: Sequence[Encoded], pad_id: int = 0
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -1,6 +1,6 @@
-"""Every method behind one `fit(method, base, split) -> Predictor`: zero-shot, ICL, PT, IPT, LoRA, CPT and variants.
+"""Every method behind one `fit(method, base, split) -> Predictor`: zero-shot, ICL, PT, IPT, LoRA, CPT and relatives.
 
-All of them end in the same thing: a model, and embeddings that stand before every query. † ("_instr") puts a written
+All of them end in the same thing: a model, and a prompt that stands before every query. † ("_instr") puts a written
 instruction to use; how the paper does that is not known, so this is our reading: PT† and IPT† start their soft prompt
 from the instruction's tokens, CPT† puts the instruction before the context as input-template tokens.
 """
@@ -15,17 +15,24 @@ import torch
 from torch import Tensor
 
 from .base_models import BaseModel
+from .context_tuning import OPTIONS, TunedCache, TunedContext
 from .data import ASSETS, Row, Split
+from .embeddings import epsilon_length, rows_of
 from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
 from .loss import IGNORE, label_loss
-from .masks import INPUT, LABEL, Encoded, build_context, collate, encode, tokenize
+from .masks import LABEL, Encoded, build_context, collate, encode, fit_text_length, tokenize
+from .prefix import Prefix, loss_after, obstacle, tokens_of
+from .projection import project
 from .train import Recipe, train, train_bilevel
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of: `trains` nothing, a soft "prompt", "lora" weights, the "context" (CPT), or "iapt"."""
+    """What a method is made of.
+
+    `trains`: nothing, a soft "prompt", "lora" weights, the "context" (CPT), its "cache" (CT-KV), or "iapt" generators.
+    """
 
     title: str
     trains: str | None
@@ -44,6 +51,9 @@ METHODS = {
     "ipt_instr": Method("IPT†", "prompt", True, True),
     "cpt_instr": Method("CPT†", "context", True, True),
     "iapt": Method("IAPT", "iapt", False),
+    # Context Tuning (arXiv 2507.04221)
+    "ct_prompt": Method("CT-Prompt", "context", True),
+    "ct_kv": Method("CT-KV", "cache", True),
     # CPT again, with other values in hyperparameters.json
     "cpt_paper_eps": Method("CPT (paper's ε)", "context", True),
     "cpt_train_label": Method("CPT (training label only)", "context", True),
@@ -76,13 +86,18 @@ class Predictor:
     """A fitted method: scores texts by label. Call `close()` when done: LoRA then leaves the base model as it was."""
 
     model: object
-    prefix: Tensor | None  # (1, P, D)
+    prefix: Tensor | Prefix | None  # embeddings (1, P, D), or a prefix that has been run (CT-KV)
     candidates: list[list[int]]
     classes: list[str]
     encode_queries: Callable[[Sequence[str]], list[Encoded]]
     label_score: str = "mean"
     history: list[float] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens that stand before every query."""
+        return getattr(self.model, "num_virtual_tokens", 0) + (0 if self.prefix is None else tokens_of(self.prefix))
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
@@ -94,33 +109,6 @@ class Predictor:
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The class of each text."""
         return [self.classes[i] for i in self.scores(texts)[0].argmax(-1).tolist()]
-
-
-def fit_text_length(fixed: int, shots: list[Encoded], queries: list[Encoded], limit: int) -> int | None:
-    """Largest number of tokens a text may keep so that context, longest query and label fit into `limit`.
-
-    None if nothing has to be cut. Raises `MiniCPTError` if templates and labels alone do not fit.
-    """
-    texts = [[sum(t == INPUT for t in e.types) for e in group] for group in (shots, queries)]
-    rest = [[len(e) - n for e, n in zip(group, ns)] for group, ns in zip((shots, queries), texts)]
-
-    def total(cap: int) -> int:
-        in_context = sum(r + min(n, cap) for r, n in zip(rest[0], texts[0]))
-        return fixed + in_context + max(r + min(n, cap) for r, n in zip(rest[1], texts[1]))
-
-    longest = max(max(ns, default=0) for ns in texts)
-    if total(longest) <= limit:
-        return None
-    low, high = 0, longest  # total(low) fits, total(high) does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= limit else (low, middle)
-    if low == 0:
-        raise MiniCPTError(
-            f"The prompt does not fit: templates, labels and prompt tokens take {total(0)} of {limit} tokens and leave "
-            "no room for the texts. Use fewer shots, shorter labels or a model with a longer context."
-        )
-    return low
 
 
 def fit(
@@ -201,6 +189,9 @@ def _batch(rows: list[Encoded], chosen: list[int], device) -> tuple[Tensor, Tens
 
 def _train_context(predictor, base, context, rows, hp, recipe, instruction, seed):
     """CPT: the context's embeddings move inside their balls (paper 3.2)."""
+    if OPTIONS.keys() & hp.keys():  # beyond what the drop-in classes can say
+        tuned = TunedContext(base, context, len(instruction), hp)
+        return _train_tuned(tuned, predictor, rows, recipe, seed)
     from .model import CPTConfig, TaskType, get_peft_model
 
     config = CPTConfig(
@@ -227,9 +218,25 @@ def _train_context(predictor, base, context, rows, hp, recipe, instruction, seed
     predictor.prefix = model.get_prompt(batch_size=1).detach()
 
 
+def _train_cache(predictor, base, context, rows, hp, recipe, instruction, seed):
+    """CT-KV: the context's keys and values."""
+    _train_tuned(TunedCache(base, context, len(instruction), hp), predictor, rows, recipe, seed)
+
+
+def _train_tuned(tuned, predictor, rows, recipe, seed):
+    def loss_of(chosen):
+        return tuned.loss(_batch(rows, chosen, tuned.base.device), chosen)
+
+    predictor.history = train(loss_of, tuned.weights, len(rows), recipe, _generator(seed), tuned.project_)
+    with torch.no_grad():
+        predictor.prefix = tuned.prefix()
+
+
 def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """PT and IPT: a soft prompt before the query, or before the fixed context and the query."""
-    from .embeddings import rows_of
+    """PT and IPT: a soft prompt before the query, or before the fixed context and the query.
+
+    Given an `epsilon` (in `epsilon_unit`), every prompt token stays in a ball around its start, as CPT's tokens do.
+    """
     from .model import PromptTuningConfig, TaskType, get_peft_model
 
     config = PromptTuningConfig(
@@ -241,15 +248,22 @@ def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed)
     weight = model.prompt_encoder["default"].embedding.weight
     if instruction:  # the ids are at hand: PromptTuningInit.TEXT would load the tokenizer again
         weight.data = rows_of(base.model.get_input_embeddings(), instruction)
+    start = weight.detach().clone()
     fixed = Encoded(context.ids, [0] * len(context))
     rows = [fixed + row for row in rows]
+    share = not obstacle(base.model)
 
     def loss_of(chosen):
         ids, mask, types, labels = _batch(rows, chosen, base.device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, config.num_virtual_tokens :]
-        return label_loss(logits, labels, types, reduction="sum")
+        return loss_after(base.model, model.get_prompt(batch_size=1), ids, mask, types, labels, share)
 
-    predictor.history = train(loss_of, [weight], len(rows), recipe, _generator(seed))
+    @torch.no_grad()
+    def project_():
+        radius = hp["epsilon"] * epsilon_length(hp["epsilon_unit"], base.model.get_input_embeddings())
+        weight.copy_(start + project(weight - start, torch.full((len(start),), radius, device=start.device)))
+
+    hooks = [project_] if "epsilon" in hp else []
+    predictor.history = train(loss_of, [weight], len(rows), recipe, _generator(seed), *hooks)
     prompt = model.get_prompt(batch_size=1).detach()
     predictor.prefix = prompt if predictor.prefix is None else torch.cat((prompt, predictor.prefix.to(prompt)), dim=1)
 
@@ -304,4 +318,5 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-_TRAINERS = {"context": _train_context, "prompt": _train_prompt, "lora": _train_lora, "iapt": _train_iapt}
+_TRAINERS = {"context": _train_context, "cache": _train_cache, "prompt": _train_prompt, "lora": _train_lora,
+             "iapt": _train_iapt}  # fmt: skip

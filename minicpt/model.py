@@ -2,7 +2,7 @@
 
 Change `from peft import ...` to `from minicpt import ...`. The wrapper is a subclass of PEFT's, so
 `transformers.Trainer`, `generate` and PEFT itself know it and its files. What differs from PEFT and why is in the
-docstrings of `CPTConfig`, `_cpt_forward`, `save_pretrained` and `from_pretrained`.
+docstrings of `CPTConfig`, `save_pretrained`, `from_pretrained` and of `forward.py`.
 """
 
 import warnings
@@ -10,20 +10,18 @@ from pathlib import Path
 
 import peft
 import torch
-from peft import PeftType, PromptTuningConfig, TaskType
+from peft import PromptTuningConfig, TaskType
 from torch import Tensor, nn
-
 from . import saving
 from .configs import CPTConfig, IAPTConfig, PeftConfig, StandsForPeft
-from .embeddings import CPTEmbedding, PromptEmbedding, check_ids
+from .embeddings import CPTEmbedding
 from .errors import MiniCPTError
+from .forward import ENCODERS, PromptedForward
 from .iapt import IAPTModel
-from .loss import IGNORE
-from .masks import is_label, shift_types
+from .prefix import KeptPrefix
 
 __all__ = ["AutoPeftModelForCausalLM", "CPTConfig", "IAPTConfig", "PeftModel", "PeftModelForCausalLM", "PromptTuningConfig",
            "TaskType", "get_peft_model"]  # fmt: skip
-ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
 
 
 def _is_ours(config: peft.PeftConfig) -> bool:
@@ -90,7 +88,7 @@ class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
         return wrapped
 
 
-class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
+class PeftModelForCausalLM(PromptedForward, PeftModel):
     """PEFT's wrapper with this library's prompt encoders, CPT forward, checks, saving and loading."""
 
     _stands_for = peft.PeftModelForCausalLM
@@ -108,7 +106,8 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
             super()._setup_prompt_encoder(adapter_name)
             return
         if not hasattr(self, "prompt_encoder"):
-            self.prompt_encoder, self.prompt_tokens, self._warned = nn.ModuleDict(), {}, set()
+            self.prompt_encoder, self.prompt_tokens = nn.ModuleDict(), {}
+            self._warned, self._kept = set(), KeptPrefix()
         self.base_model.requires_grad_(False)
         self.transformer_backbone_name = self.base_model.base_model_prefix
         if config.num_transformer_submodules is None:
@@ -123,110 +122,6 @@ class PeftModelForCausalLM(peft.PeftModelForCausalLM, PeftModel):
         encoder = ENCODERS[config.peft_type](config, self.word_embeddings).to(self.device)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens * config.num_transformer_submodules)
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=8)  # the caller of model(...), behind torch's and PEFT's frames
-
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, *args, **kwargs):
-        """Run [prompt, query]: PEFT's signature; logits (B, P+T, V) and, given labels (B, T), the loss.
-
-        Raises `MiniCPTError` for ids outside the vocabulary and where the loss would be NaN for want of a label.
-        """
-        kind = self.active_peft_config.peft_type
-        if kind in ENCODERS and input_ids is not None:
-            check_ids("input_ids", input_ids, self.word_embeddings)
-        if kind == PeftType.PROMPT_TUNING and labels is not None:
-            counted = labels[labels != IGNORE]
-            check_ids("labels", counted, self.word_embeddings)
-            # a count of items from outside (Trainer, gradient accumulation) makes the loss of no labels 0, not 0/0
-            if not len(counted) and kwargs.get("num_items_in_batch") is None:
-                raise MiniCPTError("All labels are -100: the loss would be NaN. Label at least one token of the batch.")
-        return super().forward(input_ids, attention_mask, inputs_embeds, labels, *args, **kwargs)
-
-    def generate(self, *args, **kwargs):
-        """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
-            check_ids("input_ids", ids, self.word_embeddings)
-        return super().generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        """One step's inputs, PEFT's, with the zeros of `cpt_mask` honoured as `forward` does."""
-        inputs, config = super().prepare_inputs_for_generation(*args, **kwargs), self.active_peft_config
-        if config.peft_type == PeftType.CPT:
-            inputs["attention_mask"] = self._mask_context(inputs.get("attention_mask"), config)
-        return inputs
-
-    def _cpt_forward(self, input_ids, inputs_embeds, peft_config, task_ids, batch_size, **kwargs):
-        """Run [context, query] and, given labels, the loss over both. Source: PEFT `_cpt_forward`.
-
-        input_ids (B, T) or inputs_embeds (B, T, D), labels (B, T), input_type_mask (B, T); logits (B, P+T, V).
-        Unlike PEFT: the active adapter's own config counts, whatever its name; the caller's `input_type_mask` is not
-        changed; zeros of `cpt_mask` are honoured in the attention; the base model is not given the labels, so no
-        second cross-entropy is computed; roles that would shift, and a loss without any label, raise.
-        """
-        labels, types = kwargs.pop("labels"), kwargs.pop("input_type_mask", None)
-        if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(input_ids)
-        if labels is not None:  # first what can be refused, then what takes time
-            if kwargs.get("return_dict") is False:
-                raise MiniCPTError("CPT's loss needs return_dict=True: it is put into the output under its name.")
-            labels, types = self._label_context(labels, types, peft_config, inputs_embeds)
-        prompt = self.get_prompt(batch_size=batch_size).to(inputs_embeds.dtype)
-        inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)
-        mask = kwargs.pop("attention_mask")
-        if mask is None and not all(peft_config.cpt_mask):
-            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
-        mask = self._mask_context(mask, peft_config)
-        output = self.base_model(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
-        return output if labels is None else CPTEmbedding.calculate_loss(output, labels, types, peft_config)
-
-    def _label_context(self, labels: Tensor, types: Tensor | None, config, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the context's labels and types before the query's: each (B, T) -> (B, P+T), -100 off labels."""
-        (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
-        given, types = types is not None, torch.full((B, T), 4) if types is None else types
-        for name, value in (("labels", labels), ("input_type_mask", types)):
-            if tuple(value.shape) != (B, T):
-                raise MiniCPTError(
-                    f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
-                    "for the context, whose own come from the configuration."
-                )
-        context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
-        types = shift_types(context_types, types.to(device).long())
-        types = torch.cat((context_types.expand(B, -1), types), dim=1)
-        if not given:
-            self._warn_once(
-                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-                "the query's tokens (4 at its label) to say what is what."
-            )
-        context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
-        labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(~is_label(types), IGNORE)
-        counted = labels != IGNORE
-        if not counted[:, 1:].any():
-            raise MiniCPTError(
-                "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
-                "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
-            )
-        if not counted[:, P:].any():
-            self._warn_once(
-                "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
-                "the context's alone, as in PEFT, and learns nothing from the query."
-            )
-        check_ids("labels", labels[counted], self.word_embeddings)
-        return labels, types
-
-    @staticmethod
-    def _mask_context(mask: Tensor | None, config) -> Tensor | None:
-        """Write `cpt_mask` into the first P places of the attention mask (B, P+T); all ones change nothing."""
-        if mask is None or all(config.cpt_mask):
-            return mask
-        if mask.dim() != 2:
-            raise MiniCPTError("cpt_mask with zeros needs a 2-D attention mask; leave static caches and 4-D masks out.")
-        mask = mask.clone()
-        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask, device=mask.device)
-        return mask
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,31 @@ def difference_to_icl(paired):
     return figure
 
 
+def difference_to_cpt(table):
+    """Forest plot of every variant minus plain CPT (ablations.compare): points with 95 % interval, a block a question.
+
+    Filled: separable from zero after the correction for many comparisons; open: not.
+    """
+    rows = table[table.variant != "cpt"]
+    new_block = (rows.question != rows.question.shift()).cumsum()
+    y = -(np.arange(len(rows)) + 1.0 * new_block.to_numpy())
+    figure, (panel,) = _panels(1, 1, 7.6, 0.21 * (len(rows) + new_block.max()) + 1)
+    panel.axvline(0, color="black", linewidth=1)
+    for at, row in zip(y, rows.itertuples()):
+        bar = np.nan_to_num([[row.difference - row.ci_low], [row.ci_high - row.difference]])
+        panel.errorbar(row.difference, at, xerr=bar, color="#0072B2", marker="o", markersize=5,
+                       markerfacecolor="#0072B2" if row.holm < 0.05 else "white")
+    for question, block in rows.assign(y=y).groupby("question"):
+        panel.text(0.01, block.y.max() + 0.6, question, transform=panel.get_yaxis_transform(), fontsize=8, va="center")
+        panel.axhspan(block.y.min() - 0.5, block.y.max() + 0.3, color="#F4F4F4", zorder=0)
+    panel.set_yticks(y, rows.variant, fontsize=8)
+    panel.set_ylim(y.min() - 0.8, y.max() + 1.2)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(axis="x", alpha=0.3)
+    panel.set_xlabel("accuracy difference to plain CPT (percentage points)")
+    return figure
+
+
 def training_curves(results):
     """Loss against step (log scale), a panel a trained method: a thin line a seed, the mean over seeds thick.
 

@@ -45,3 +45,14 @@ def project(delta: Float[Tensor, "P D"], epsilon: Float[Tensor, "P"]) -> Float[T
     norm = delta.norm(dim=1)
     shrink = epsilon / torch.maximum(norm, epsilon).clamp(min=torch.finfo(delta.dtype).tiny)
     return delta * shrink[:, None]
+
+
+def project_together(delta: Float[Tensor, "P D"], epsilon: Float[Tensor, "P"]) -> Float[Tensor, "P D"]:
+    """Project the whole of `delta` (P, D) onto one L2 ball; inside it stays as it is.
+
+    Its radius is the norm of `epsilon` (P,): the smallest ball that holds everything `project` allows, so that a few
+    tokens may go farther than their own balls if others stay behind. Source: the paper's ablation, as quoted; its
+    radius there is not known.
+    """
+    radius, norm = epsilon.norm(), delta.norm()
+    return delta * (radius / torch.maximum(norm, radius).clamp(min=torch.finfo(delta.dtype).tiny))

@@ -17,8 +17,9 @@ from minicpt.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
 # reading order: a module imports only from those before it (inside functions, too)
-ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "prefix", "iapt", "model", "base_models",
-         "data", "train", "evaluate", "methods", "classifier", "experiments", "tables", "plots", "__main__"]  # fmt: skip
+ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "outputs", "prefix", "evaluate",
+         "iapt", "forward", "model", "base_models", "data", "train", "context_tuning", "methods", "classifier", "experiments",
+         "tables", "plots", "ablations", "__main__"]  # fmt: skip
 CORE = ["masks", "projection", "loss", "embeddings"]
 
 
@@ -118,6 +119,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 def test_the_readmes_table_is_the_reference_table():
     sys.path.insert(0, str(ROOT / "data_scripts"))
-    from update_readme import BLOCK, block
+    from update_readme import ABLATIONS, BLOCK, ablations_block, block
 
-    assert BLOCK.search((ROOT / "README.md").read_text())[0].count(block()) == 1
+    readme = (ROOT / "README.md").read_text()
+    assert BLOCK.search(readme)[0].count(block()) == 1
+    assert ABLATIONS.search(readme)[0].count(ablations_block()) == 1

@@ -1,0 +1,521 @@
+"""The shared prefix: the plain forward's numbers on every architecture, and a kept cache that is never stale."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_architectures import ARCHITECTURES, COMMON, CONTEXT, D, V, base
+from test_core import contexts
+
+import minicpt
+from minicpt import prefix as engine
+from minicpt.evaluate import label_scores
+from minicpt.loss import label_loss, token_weights
+from minicpt.masks import Encoded
+
+
+@pytest.fixture(autouse=True)
+def always_share(monkeypatch):
+    monkeypatch.setattr(engine, "WORTH_SHARING", 0)  # tiny prompts would not be worth it
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(Position ids are not supported|deprecated).*")
+        yield
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """(rows, tokens, tokens that the head saw) of every run of the base model."""
+    seen, real = [], engine.run
+
+    def counting(model, embeds, *args, **kwargs):
+        output = real(model, embeds, *args, **kwargs)
+        seen.append((*embeds.shape[:2], output[0].shape[0] * output[0].shape[1]))
+        return output
+
+    for module in ("prefix", "evaluate"):
+        monkeypatch.setattr(f"minicpt.{module}.run", counting)
+    return seen
+
+
+def wrap(model, kind, context=CONTEXT, **options):
+    """CPT or a soft prompt on a model, moved away from where it starts."""
+    if kind == "cpt":
+        ids, types = context
+        config = minicpt.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=ids, cpt_tokens_type_mask=types,
+                                   **{"cpt_mask": [1] * len(ids), "opt_projection_epsilon": 3.0,
+                                      "opt_projection_format_epsilon": 2.0} | options)  # fmt: skip
+    else:
+        config = minicpt.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    wrapped = minicpt.get_peft_model(model, config)
+    weight_of(wrapped).data = torch.randn(weight_of(wrapped).shape, generator=torch.Generator().manual_seed(1))
+    return wrapped
+
+
+def weight_of(wrapped):
+    encoder = wrapped.prompt_encoder.default
+    return (encoder.delta_embedding if hasattr(encoder, "delta_embedding") else encoder.embedding).weight
+
+
+def both_ways(wrapped, batch):
+    """Loss, gradient and logits by the plain forward and by the shared prefix."""
+    results = []
+    for shared in (False, True):
+        wrapped.shared_prefix = shared
+        wrapped.zero_grad()
+        output = wrapped(**batch)
+        output.loss.backward()
+        results.append((output.loss.detach(), weight_of(wrapped).grad.clone(), wrapped(**batch).logits.detach()))
+    return results
+
+
+def assert_equal(plain, shared):
+    for a, b in zip(plain, shared):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * a.norm() + 1e-7
+
+
+def ragged(rows, padding, seed, context=0):
+    """Rows of different lengths, padded on one side or now here, now there; their first tokens may be common."""
+    generator = torch.Generator().manual_seed(seed)
+    T = context + 9
+    common = torch.randint(1, V, (context,), generator=generator)
+    batch = {"input_ids": torch.zeros(rows, T, dtype=torch.long)} | {
+        name: torch.full((rows, T), fill)
+        for name, fill in (("attention_mask", 0), ("labels", -100), ("input_type_mask", 0))
+    }
+    for row in range(rows):
+        n = context + int(torch.randint(5, 10, (1,), generator=generator)) if rows > 1 else T
+        ids = torch.cat((common, torch.randint(1, V, (n - context,), generator=generator)))
+        types = torch.tensor(([2] * n)[: n - 4] + [3, 0, 4, 4])
+        left = padding == "left" or (padding == "mixed" and row % 2)
+        where = slice(T - n, T) if left else slice(0, n)
+        for name, value in (("input_ids", ids), ("attention_mask", 1), ("labels", ids), ("input_type_mask", types)):
+            batch[name][row, where] = value
+    return batch
+
+
+# ---- exact -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(sorted(ARCHITECTURES)),
+    st.sampled_from(["cpt", "pt"]),
+    st.integers(1, 16),
+    st.sampled_from(["left", "right", "mixed"]),
+    st.sampled_from([0, 3]),  # tokens common to all rows: IPT's context, CPT with an instruction in the query
+    st.sampled_from(
+        [
+            {},
+            {"opt_loss_reduction": "sum"},
+            {"opt_context_loss_weight": 0.0},
+            {"opt_weighted_loss_type": "decay", "opt_loss_decay_factor": 0.7},
+        ]
+    ),  # fmt: skip
+    contexts(),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_the_plain_forwards_loss_gradient_and_logits(name, kind, rows, padding, common, options, context, hole, seed):
+    mask = [1] * len(context[0])
+    if hole and len(mask) > 2:
+        mask[1] = 0  # cpt_mask hides a token of the context
+    batch = ragged(rows, padding, seed, common)
+    if kind == "pt":
+        del batch["input_type_mask"]
+    assert_equal(*both_ways(wrap(copy.deepcopy(base(name)), kind, context, cpt_mask=mask, **options), batch))
+
+
+@pytest.mark.parametrize("window", [4, 8, 9, 10, 20])
+def test_a_sliding_window_shorter_than_the_prefix(window, runs):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**COMMON | {"sliding_window": window}, initializer_range=0.3)
+    wrapped = wrap(transformers.MistralForCausalLM(config).eval(), "cpt")
+    for padding in ("left", "right"):
+        assert_equal(*both_ways(wrapped, ragged(4, padding, 3, context=6)))
+    assert (1, 15, 0) in runs
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_shares_and_is_exact(name, runs):
+    wrapped, batch = wrap(copy.deepcopy(base(name)), "cpt"), ragged(4, "right", 0)
+    assert_equal(*both_ways(wrapped, batch))
+    P, T = len(CONTEXT[0]), batch["input_ids"].shape[1]
+    labels = 2 + 4 * 2  # two labels of one token in the context, one of two tokens in each row
+    assert (1, P, 0) in runs and (4, T, labels) in runs  # the prompt once; the head at the labels and nowhere else
+
+
+def test_common_first_tokens_are_run_once(runs):
+    batch = ragged(3, "right", 1, context=20)
+    wrapped = wrap(copy.deepcopy(base("Llama")), "pt")
+    wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    assert (1, 25, 0) in runs and (3, 9) in [r[:2] for r in runs]
+
+
+def test_a_single_row_and_short_prompts_do_not_branch(runs, monkeypatch):
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt")
+    wrapped(**ragged(1, "right", 1))
+    assert [r[:2] for r in runs[-1:]] == [(1, 18)]
+    monkeypatch.setattr(engine, "WORTH_SHARING", 64)
+    wrapped(**ragged(3, "right", 1))
+    assert [r[:2] for r in runs[-1:]] == [(3, 18)]
+
+
+def test_gradients_reach_embeddings_given_by_the_caller():
+    wrapped, batch = wrap(copy.deepcopy(base("GPT2")), "cpt"), ragged(3, "right", 5, context=4)
+    embeds = base("GPT2").get_input_embeddings()(batch.pop("input_ids")).detach()
+    grads = []
+    for shared in (False, True):
+        wrapped.shared_prefix, leaf = shared, embeds.clone().requires_grad_()
+        wrapped(inputs_embeds=leaf, **batch).loss.backward()
+        grads.append(leaf.grad)
+    assert_equal(grads[:1], grads[1:])
+
+
+def test_num_items_in_batch_divides_the_loss():
+    wrapped, batch = wrap(copy.deepcopy(base("GPT2")), "pt"), ragged(3, "right", 5)
+    del batch["input_type_mask"]
+    assert_equal(*both_ways(wrapped, batch | {"num_items_in_batch": torch.tensor(7)}))
+    batch["labels"][:] = -100
+    assert wrapped(**batch, num_items_in_batch=7).loss == 0
+
+
+def test_half_precision_and_autocast_run():
+    wrapped, batch = wrap(copy.deepcopy(base("Llama")).bfloat16(), "cpt"), ragged(3, "right", 5)
+    wrapped(**batch).loss.backward()
+    assert weight_of(wrapped).grad.dtype == torch.float32 and weight_of(wrapped).grad.norm() > 0
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt")
+    exact = wrapped(**batch).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = wrapped(**batch)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(exact, rel=0.05) and output.loss.item() != exact
+    assert torch.isfinite(output.logits).all()  # read outside the autocast that they belong to
+
+
+# ---- logits, when they are read --------------------------------------------------------------------------------------
+
+
+def test_logits_are_computed_when_they_are_read(runs):
+    wrapped, batch = wrap(copy.deepcopy(base("Gemma2")), "cpt"), ragged(2, "right", 3)
+    output = wrapped(**batch)
+    n, kinds = len(runs), ["loss"]
+    assert output[0] is output.loss is output["loss"] and len(runs) == n
+    assert list(output.keys()) == kinds and len(runs) == n  # while training, a list of what is there reads nothing
+    logits = output.logits
+    assert len(runs) == n + 1 and output.logits is logits and output["logits"] is logits and len(runs) == n + 1
+    assert list(output.keys()) == [*kinds, "logits"]
+    with torch.no_grad():
+        output = wrapped(**batch)
+    assert list(output.keys()) == ["loss", "logits", "past_key_values"] and output[1] is output.logits
+    torch.testing.assert_close(output.logits, logits)
+    assert {**output}.keys() == dict(output.items()).keys() == set(output) and "logits" in output and len(output) == 3
+    assert torch.equal(pickle.loads(pickle.dumps(output)).logits, output.logits)
+    assert torch.equal(type(output)(dict(output)).logits, output.logits)  # accelerate builds one anew like this
+    with pytest.raises(KeyError):
+        output["no_such_field"]
+
+
+def test_a_loss_of_ones_own_from_the_logits():
+    wrapped, batch = wrap(copy.deepcopy(base("Gemma2")), "pt"), ragged(3, "right", 3)
+    grads = []
+    for shared in (False, True):
+        wrapped.shared_prefix = shared
+        wrapped.zero_grad()
+        logits = wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 5:]
+        label_loss(logits, batch["labels"], batch["input_type_mask"], reduction="sum").backward()
+        grads.append(weight_of(wrapped).grad.clone())
+    assert_equal(grads[:1], grads[1:])
+
+
+@pytest.mark.parametrize("keep", [1, 3, 14, torch.tensor([0, 8, 9, 17])])
+@pytest.mark.parametrize("grad", [True, False])
+def test_logits_to_keep(keep, grad, runs):
+    wrapped, batch = wrap(copy.deepcopy(base("Gemma2")), "cpt"), ragged(2, "left", 3)
+    with torch.set_grad_enabled(grad):
+        whole = wrapped(**batch).logits
+        expected = whole[:, -keep:] if isinstance(keep, int) else whole[:, keep]
+        output = wrapped(**batch, logits_to_keep=keep)
+        torch.testing.assert_close(output.logits, expected)
+        torch.testing.assert_close(output.loss, wrapped(**batch).loss)
+        del batch["labels"]
+        torch.testing.assert_close(wrapped(**batch, logits_to_keep=keep).logits, expected)
+    assert runs[-1][2] == 2 * expected.shape[1]  # no head call besides
+
+
+@pytest.mark.parametrize(
+    "option", [{"output_hidden_states": True}, {"output_attentions": True}, {"return_dict": False}]
+)
+def test_calls_that_ask_for_more_take_the_plain_forward(option, runs):
+    wrapped, batch = wrap(copy.deepcopy(base("GPT2")), "pt"), ragged(2, "left", 3)
+    del batch["input_type_mask"]
+    assert len(wrapped(**batch, **option)[1 if "return_dict" in option else "logits"]) == 2 and not runs
+    wrapped.base_model.loss_function = lambda logits, labels, **kwargs: logits.sum() * 0 + 7
+    assert wrapped(**batch).loss == 7 and not runs
+
+
+def test_reading_logits_draws_no_randomness():
+    model = copy.deepcopy(base("GPT2"))
+    model.transformer.drop.p = 0.5
+    wrapped, batch = wrap(model, "cpt").train(), ragged(3, "right", 5)
+    output = wrapped(**batch)
+    state = torch.get_rng_state()
+    assert output.logits.shape == (3, 18, V) and torch.equal(torch.get_rng_state(), state)
+
+
+# ---- the kept cache --------------------------------------------------------------------------------------------------
+
+
+def query(rows=2, seed=9):
+    batch = ragged(rows, "left", seed)
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def answer(wrapped, shared=True):
+    wrapped.shared_prefix = shared
+    return wrapped(**query(), logits_to_keep=2).logits
+
+
+def layer_weight(wrapped):
+    return wrapped.base_model.model.layers[0].mlp.up_proj.weight
+
+
+def set_data_twice(wrapped):
+    weight = layer_weight(wrapped)
+    for _ in range(2):  # an address may come back
+        weight.data = weight.data * 1.5
+
+
+def replace_parameter(wrapped):
+    linear = wrapped.base_model.model.layers[0].mlp.up_proj
+    linear.weight = torch.nn.Parameter(linear.weight.detach() * 1.5, requires_grad=False)
+
+
+def optimizer_step(wrapped):
+    wrapped.zero_grad()
+    wrapped.eval()(**ragged(2, "right", 1)).loss.backward()
+    torch.optim.SGD([weight_of(wrapped)], lr=1.0).step()
+
+
+def other_adapter(wrapped):
+    ids, types = CONTEXT
+    config = minicpt.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=ids[::-1], cpt_mask=[1] * 9, cpt_tokens_type_mask=types
+    )
+    wrapped.add_adapter("other", config)
+    wrapped.set_adapter("other")
+
+
+def state_dict(wrapped):
+    state = {name: weight * 1.5 for name, weight in wrapped.base_model.state_dict().items()}
+    wrapped.base_model.load_state_dict(state)
+
+
+def hide_a_token(wrapped):
+    wrapped.peft_config["default"].cpt_mask = [1, 0, *[1] * 7]
+
+
+CHANGES = {
+    "a step of the optimiser": optimizer_step,
+    "delta, behind torch's back": lambda w: weight_of(w).data.mul_(0.01),
+    "the centre, behind torch's back": lambda w: w.prompt_encoder.default.embedding.weight.data.mul_(1.5),
+    "a weight in place": lambda w: layer_weight(w).mul_(1.5),
+    "a weight through a view": lambda w: layer_weight(w)[0].mul_(5),
+    "weight.data = ... twice": set_data_twice,
+    "another parameter": replace_parameter,
+    "load_state_dict": state_dict,
+    "another adapter": other_adapter,
+    "cpt_mask": hide_a_token,
+    "dtype": lambda w: w.base_model.double(),
+    "dtype and back": lambda w: w.base_model.bfloat16().float(),
+    "a layer less": lambda w: w.base_model.model.layers.__delitem__(1),
+    "a buffer": lambda w: w.base_model.model.rotary_emb.inv_freq.mul_(1.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_kept_cache_is_never_stale(change):
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    before = answer(wrapped)
+    with torch.set_grad_enabled("optimiser" in change):
+        CHANGES[change](wrapped)
+    after = answer(wrapped)
+    assert after.dtype != before.dtype or not torch.allclose(after, before, atol=1e-4)  # the change matters ...
+    torch.testing.assert_close(after, answer(wrapped, shared=False))  # ... and was seen
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(sorted(CHANGES)), min_size=2, max_size=5))
+def test_no_sequence_of_changes_leaves_it_stale(changes):
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    for change in changes:
+        if "adapter" in change and "other" in wrapped.peft_config:
+            wrapped.set_adapter("default" if wrapped.active_adapter == "other" else "other")
+        elif "layer" not in change and not (wrapped.active_adapter == "other" and change in ("cpt_mask",)):
+            with torch.set_grad_enabled("optimiser" in change):
+                CHANGES[change](wrapped)
+        torch.testing.assert_close(answer(wrapped), answer(wrapped, shared=False), rtol=1e-3, atol=1e-4)
+
+
+def test_the_prefix_is_run_once_for_many_calls(runs):
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    for _ in range(3):
+        answer(wrapped)
+    with torch.inference_mode():
+        wrapped(input_ids=query()["input_ids"][:1, :5])
+    wrapped.score(query()["input_ids"], [[5], [6]])
+    wrapped.generate(**query(), max_new_tokens=2, pad_token_id=0)
+    assert [r for r in runs if r[:2] == (1, 9)] == [(1, 9, 0)] and (1, 9, 0) not in runs[2:]
+    layer_weight(wrapped).data.mul_(1.5)  # nobody can see this
+    stale = answer(wrapped)
+    wrapped.clear_prefix_cache()
+    assert not torch.allclose(stale, answer(wrapped))
+    torch.testing.assert_close(answer(wrapped), answer(wrapped, shared=False))
+
+
+def test_autocast_has_a_cache_of_its_own():
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    exact = answer(wrapped)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = answer(wrapped)
+    assert not torch.equal(rough, exact) and torch.equal(answer(wrapped), exact)
+
+
+def test_dropout_keeps_nothing():
+    model = copy.deepcopy(base("GPT2"))
+    model.transformer.drop.p = 0.5
+    wrapped = wrap(model, "cpt").train()
+    assert not torch.allclose(answer(wrapped), answer(wrapped))
+
+
+def test_copies_have_a_cache_of_their_own():
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    before = answer(wrapped)
+    twin = copy.deepcopy(wrapped)
+    with torch.no_grad():
+        weight_of(twin).mul_(0.1)
+    assert not torch.allclose(answer(twin), before) and torch.equal(answer(wrapped), before)
+
+
+def test_a_call_does_not_change_the_kept_cache():
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    first = answer(wrapped)
+    with torch.no_grad():
+        output = wrapped(**query())
+    assert output.past_key_values.get_seq_length() == 18
+    output.past_key_values.crop(-9)
+    output.past_key_values.reorder_cache(torch.tensor([1, 0]))
+    output.past_key_values.reset()
+    assert torch.equal(answer(wrapped), first)
+
+
+# ---- generation and scores -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_generation_starts_from_the_cache(name, how, runs):
+    wrapped = wrap(copy.deepcopy(base(name)), "cpt").eval()
+    kwargs = dict(max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None, **how)
+    results = []
+    for shared in (False, True, True):
+        wrapped.shared_prefix = shared
+        results.append(wrapped.generate(**query(3), **kwargs))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert [r for r in runs if r[1] == 9] == [(1, 9, 0)]
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", ["Llama", "Bloom", "Gemma2", "Mistral"])
+def test_scores_are_the_plain_forwards(name, padding):
+    ids, types = [CONTEXT[0] * 4, CONTEXT[1] * 4] if name == "Mistral" else CONTEXT  # 36 tokens, window of 32
+    wrapped, candidates = wrap(copy.deepcopy(base(name)), "cpt", (ids, types)).eval(), [[5], [6, 7], [6, 8], [9, 1, 2]]
+    batch = ragged(5, padding, 4)
+    expected = torch.empty(5, 4)
+    prompt = wrapped.get_prompt(1).detach()[0]
+    embed = base(name).get_input_embeddings()
+    for row, (tokens, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"])):
+        for c, candidate in enumerate(candidates):
+            inputs = torch.cat((prompt, embed(tokens[mask.bool()]), embed(torch.tensor(candidate))))
+            log_p = wrapped.base_model(inputs_embeds=inputs[None]).logits[0].log_softmax(-1)
+            n = len(candidate)
+            expected[row, c] = log_p[-n - 1 : -1].gather(1, torch.tensor(candidate)[:, None]).mean()
+    scores = wrapped.score(batch["input_ids"], candidates, batch["attention_mask"])
+    torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_scoring_errors():
+    wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
+    for ids, candidates, what in (
+        (torch.tensor([[V]]), [[1]], "input_ids"),
+        (torch.tensor([[1]]), [[V]], "candidates"),
+    ):
+        with pytest.raises(minicpt.MiniCPTError, match=what):
+            wrapped.score(ids, candidates)
+    with pytest.raises(minicpt.MiniCPTError, match="label score"):
+        wrapped.score(torch.tensor([[1]]), [[2]], how="median")
+
+
+# ---- models that cannot share ----------------------------------------------------------------------------------------
+
+
+def odd_models():
+    torch.manual_seed(0)
+    dynamic = COMMON | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}
+    dynamic["max_position_embeddings"] = 12  # [prompt, query] is longer, the prompt is not
+    return {
+        "keys and values": transformers.MambaForCausalLM(
+            transformers.MambaConfig(  # PEFT wants to know the heads, and does not use them
+                vocab_size=V, hidden_size=D, state_size=4, num_hidden_layers=2, num_attention_heads=1
+            )
+        ),
+        "rotary frequencies": transformers.LlamaForCausalLM(transformers.LlamaConfig(**dynamic)),
+        "not a cache": transformers.OpenAIGPTLMHeadModel(
+            transformers.OpenAIGPTConfig(vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64)
+        ),
+        "gradient checkpointing": transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)),
+    }
+
+
+@pytest.mark.parametrize("reason", odd_models())
+def test_models_that_cannot_share_say_so_once_and_are_exact(reason, runs):
+    model = odd_models()[reason].eval()
+    wrapped = wrap(model, "cpt")
+    if "checkpointing" in reason:
+        wrapped.base_model.train().gradient_checkpointing_enable()
+    batch = ragged(3, "right", 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plain, shared = both_ways(wrapped, batch)
+    assert [reason in str(w.message) for w in caught if "run anew" in str(w.message)] == [True]
+    assert_equal(plain, shared)
+    assert (3, 18) in [r[:2] for r in runs]  # whole rows
+    wrapped.eval()
+    if "checkpointing" not in reason:
+        scores = wrapped.score(batch["input_ids"], [[5], [6, 7]], batch["attention_mask"])
+        wrapped.base_model.config.use_cache = False
+        rows = [
+            Encoded(r[m.bool()].tolist(), [0] * int(m.sum()))
+            for r, m in zip(batch["input_ids"], batch["attention_mask"])
+        ]
+        one_by_one = [label_scores(model, wrapped.get_prompt(1).detach(), [row], [[5], [6, 7]]) for row in rows]
+        torch.testing.assert_close(scores, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_of_the_loss_are_those_of_token_weights():
+    """`prompted` with weights at random positions is that weighted sum of cross-entropies."""
+    model, generator = copy.deepcopy(base("GPT2")), torch.Generator().manual_seed(0)
+    prompt, ids = torch.randn(1, 6, D, generator=generator), torch.randint(0, V, (3, 10), generator=generator)
+    queries, labels = model.get_input_embeddings()(ids[:, 6:]), ids
+    weights = torch.rand(3, 9, generator=generator) * (torch.rand(3, 9, generator=generator) < 0.5)
+    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
+    logits = model(inputs_embeds=torch.cat((prompt.expand(3, -1, -1), queries), dim=1)).logits
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    torch.testing.assert_close(output.loss, (losses * weights).sum())
+    assert token_weights(labels, torch.full_like(labels, 4)).shape == labels.shape
