@@ -8,7 +8,7 @@ abstract*: a generator at each layer, of a bottleneck of two linear projections,
 rational activation; four soft tokens for each input instruction. *After the authors' sibling paper MiLoRA* (EMNLP 2024
 Findings): the pooling's formula, degrees 6 and 5 and GELU as the start of g, its bi-level training, generating once per
 instruction. *After a second-hand summary*: projecting down before pooling. *Ours*: one pooling query a soft token; S
-slots before the text, whose content every layer replaces; no biases; how weights start; sizes (m = 320 is MiLoRA's); and
+slots before the text, whose content every layer replaces; no biases; how weights start; sizes (m = 320: MiLoRA's); and
 what the instruction is: everything before the answer, templates and query, up to the label. The answer is never read.
 """
 
@@ -35,7 +35,7 @@ GELU_DENOMINATOR = (-0.128756216, -0.260206082, -0.0317033474, -0.00186429447, -
 
 
 def rational(x: Float[Tensor, "*S"], a: Float[Tensor, "n"], b: Float[Tensor, "d"]) -> Float[Tensor, "*S"]:
-    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), i from 1, in float32 (x^6!). Sources: Molina 2019, MiLoRA eq. 6."""
+    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), i from 1, in float32 (x^6!). Sources: Molina 2019, MiLoRA."""
     x, top, bottom = x.float(), 0.0, 0.0
     for coefficient in a.flip(0):  # Horner's rule
         top = top * x + coefficient
@@ -136,8 +136,9 @@ class IAPTModel(nn.Module):
         """(B, T) or (B, T, D) -> S more in front, which layer 0 replaces: a token that is there anyway will do."""
         return torch.cat((text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1), text), dim=1)
 
-    def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask=None, labels=None, input_type_mask=None,
-                inputs_embeds=None, past_key_values=None, logits_to_keep=0, num_items_in_batch=None, **kwargs):  # fmt: skip
+    def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask=None, labels=None,
+                input_type_mask=None, inputs_embeds=None, past_key_values=None, logits_to_keep=0,
+                num_items_in_batch=None, **kwargs):  # fmt: skip
         """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there

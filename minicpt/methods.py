@@ -144,7 +144,7 @@ def fit(
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
-    limit = min(base.max_length, max_length or base.max_length)
+    limit = int(min(base.max_length, max_length or base.max_length))
     cap = fit_text_length(
         n_prompt + max(map(len, candidates)),
         encode(tokenizer, template, labelled) if spec.context else [],
@@ -308,8 +308,8 @@ def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
         output = model(input_ids=ids, attention_mask=mask, input_type_mask=types)
         return label_loss(output.logits, labels, types, reduction="sum")
 
-    weights, vectors = ([p for p in model.trained().values() if p.dim() == n] for n in (2, 1))  # vectors: activations
-    predictor.history = train_bilevel(loss_of, weights, vectors, hp["activation_lr"], len(rows), recipe, _generator(seed))
+    weights, g = ([p for p in model.trained().values() if p.dim() == n] for n in (2, 1))  # the activations are vectors
+    predictor.history = train_bilevel(loss_of, weights, g, hp["activation_lr"], len(rows), recipe, _generator(seed))
 
 
 def _generator(seed: int) -> torch.Generator:
