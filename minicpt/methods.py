@@ -300,18 +300,16 @@ def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
     """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
     from .model import IAPTConfig, get_peft_model
 
-    model = get_peft_model(base.model, IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"]))
-    predictor.model = model
+    config = IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"])
+    model = predictor.model = get_peft_model(base.model, config)
 
     def loss_of(chosen):
         ids, mask, types, labels = _batch(rows, chosen, base.device)
-        logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
-        return label_loss(logits, labels, types, reduction="sum")
+        output = model(input_ids=ids, attention_mask=mask, input_type_mask=types)
+        return label_loss(output.logits, labels, types, reduction="sum")
 
-    activations = [p for g in model.generators for p in (g.numerator, g.denominator)]
-    weights = [p for p in model.trained().values() if not any(p is a for a in activations)]
-    rate = hp["activation_lr"]
-    predictor.history = train_bilevel(loss_of, weights, activations, rate, len(rows), recipe, _generator(seed))
+    weights, g = ([p for p in model.trained().values() if p.dim() == n] for n in (2, 1))  # the activations are vectors
+    predictor.history = train_bilevel(loss_of, weights, g, hp["activation_lr"], len(rows), recipe, _generator(seed))
 
 
 def _generator(seed: int) -> torch.Generator:
