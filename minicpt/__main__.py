@@ -19,19 +19,23 @@ def table(args) -> int:
     """Fill the store with the few-shot table, then write table, figures and report."""
     import pandas as pd
 
-    from . import experiments, tables
+    from . import executors, experiments, tables
 
     options = dict(
         model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
-        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
+        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length, dtype=args.dtype,
+        device=args.device,
     )  # fmt: skip
     cells = experiments.grid(args.datasets, args.methods, args.shots, range(args.seeds), **options)
     store = experiments.Store(args.out)
+    if args.dry_run:
+        print(executors.plan(cells, store, len(args.gpus) or args.workers))
+        return 0
     missing = sum(store.get(cell) is None for cell in cells)
     print(f"{len(cells)} cells, {len(cells) - missing} already in {args.out}, {missing} to compute.")
     started = time.perf_counter()
     try:
-        failures = experiments.run_grid(cells, store, args.workers)
+        failures = executors.run_grid(cells, store, args.workers, args.gpus, _slurm(args))
     except KeyboardInterrupt:
         print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
         return 130
@@ -56,6 +60,18 @@ def table(args) -> int:
     if failures:
         print(f"\n{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
     return 1 if failures else 0
+
+
+def _slurm(args) -> dict | None:
+    """Parameters for submitit, None for another executor."""
+    if args.executor == "local":
+        return None
+    pairs = [option.partition("=") for option in args.slurm]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise MiniCPTError(f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {wrong[0]!r}.")
+    given = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    return {"timeout_min": args.time_limit, **given}
 
 
 def report(out: Path, title: str) -> dict[str, Path]:
@@ -90,7 +106,7 @@ def cell(args) -> int:
     one = Cell(
         args.dataset, args.method, args.shots, args.seed, model=args.model, data=args.data, data_dir=args.data_dir,
         labels=args.labels, n_test=args.n_test, per_class=args.per_class, label_score=args.label_score,
-        max_length=args.max_length, hp=hp,
+        max_length=args.max_length, dtype=args.dtype, device=args.device, hp=hp,
     )  # fmt: skip
     result = run_cell(one)
     if args.json:
@@ -164,7 +180,12 @@ def check_install(args) -> int:
     return 0
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
 def parser() -> argparse.ArgumentParser:
+    from .base_models import DEVICES, DTYPES
     from .data import TASKS
     from .evaluate import LABEL_SCORES
     from .experiments import SHOTS, TABLE_METHODS
@@ -191,6 +212,8 @@ def parser() -> argparse.ArgumentParser:
         "--label-score", default="mean", choices=LABEL_SCORES, help="log-probability over the label's tokens [mean]"
     )
     common.add_argument("--max-length", type=int, help="longest prompt in tokens [the model's limit]")
+    common.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights [auto: as stored]")
+    common.add_argument("--device", choices=DEVICES, help="auto spreads a model over devices [the best there is]")
 
     p = commands.add_parser(
         "table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__
@@ -201,7 +224,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--methods", nargs="+", default=TABLE_METHODS, metavar="METHOD", help=" ".join(METHODS))
     p.add_argument("--shots", nargs="+", type=int, default=SHOTS, metavar="K", help="examples in the context [2 4 6]")
     p.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 upwards [5]")
-    p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
+    p.add_argument("--workers", type=int, default=1, help="processes of one thread, or jobs [1: in this process]")
+    p.add_argument("--gpus", type=_listed, default=(), metavar="0,1", help="one process per GPU, which sees no other")
+    p.add_argument("--executor", default="local", choices=("local", "slurm"), help="slurm: an array of --workers jobs")
+    p.add_argument("--time-limit", type=int, default=60, metavar="MIN", help="of a SLURM job; it requeues itself [60]")
+    p.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE", help="for submitit: slurm_partition=gpu …")
+    p.add_argument("--dry-run", action="store_true", help="print cells, what is done, the time of the rest, and stop")
     p.add_argument("--out", default="results/few_shot", help="folder of results, table and report [results/few_shot]")
     p.add_argument("--report", action="store_true", help="also run the report notebook (report.ipynb, .html, figures)")
     p.set_defaults(run=table)

@@ -20,6 +20,7 @@ from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
 from .loss import IGNORE, label_loss
 from .masks import INPUT, LABEL, Encoded, build_context, collate, encode, tokenize
+from .memory import ROWS, rows_that_fit
 from .train import Recipe, train
 
 
@@ -80,13 +81,16 @@ class Predictor:
     classes: list[str]
     encode_queries: Callable[[Sequence[str]], list[Encoded]]
     label_score: str = "mean"
+    rows_at_once: int = ROWS
     history: list[float] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
         queries = self.encode_queries([*texts, *CONTENT_FREE])
-        scores = label_scores(self.model, self.prefix, queries, self.candidates, self.label_score)
+        scores = label_scores(
+            self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once
+        )
         raw, content_free = scores[: len(texts)], scores[len(texts) :]
         return raw, calibrate(raw, content_free)
 
@@ -131,12 +135,14 @@ def fit(
     max_length: int | None = None,
     queries: Sequence[str] = (),
     extra: Sequence[Row] = (),
+    rows_at_once: int = ROWS,
 ) -> Predictor:
     """Fit a method on the split's shots.
 
     `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `queries` (by
     default the split's) tell how long a query gets; `extra` rows are trained on as the shots are, but stand in no
-    context. Texts are cut where the prompt would not fit, with a warning.
+    context; `rows_at_once` caps what goes through the model together, and is lowered where the estimate of memory says
+    so: the numbers stay the same. Texts are cut where the prompt would not fit, with a warning.
     Seeded by the split; the global random state is left alone.
     """
     if method not in METHODS:
@@ -156,33 +162,35 @@ def fit(
     texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains == "prompt" else 0)
     limit = min(base.max_length, max_length or base.max_length)
-    cap = fit_text_length(
-        n_prompt + max(map(len, candidates)),
-        encode(tokenizer, template, labelled) if spec.context else [],
-        encode(tokenizer, template, [(t, None) for t in texts] + labelled + further),
-        limit,
-    )
+    rows = [(t, None) for t in texts] + labelled + further
+    sequences = encode(tokenizer, template, rows)
+    fixed = n_prompt + max(map(len, candidates))
+    cap = fit_text_length(fixed, encode(tokenizer, template, labelled) if spec.context else [], sequences, limit)
     shots, others = encode(tokenizer, template, labelled, cap), encode(tokenizer, template, further, cap)
     if cap is not None:
-        all_rows = shots + others + encode(tokenizer, template, [(t, None) for t in texts], cap)
-        n_cut = sum(e.cut > 0 for e in all_rows)
+        sequences = encode(tokenizer, template, rows, cap)
         warnings.warn(
-            f"{split.task}, {method}, {len(shots)} shots: {n_cut} of {len(all_rows)} texts were cut to {cap} "
-            f"tokens, so that the prompt fits into {limit}; labels are never cut.",
+            f"{split.task}, {method}, {len(shots)} shots: {sum(e.cut > 0 for e in sequences)} of {len(rows)} texts were "
+            f"cut to {cap} tokens, so that the prompt fits into {limit}; labels are never cut.",
             stacklevel=2,
         )
     context = build_context(shots if spec.context else [], instruction if spec.trains == "context" else [])
+    trained = [_until_label(row) for row in shots + others] if spec.trains else []
+    in_prefix = len(context) + n_prompt * (spec.trains == "prompt")
+    longest = max(map(len, sequences)) + max(map(len, candidates))
+    batch = min(hp["batch_size"] or len(trained), len(trained)) if trained else 0
+    rows_at_once = rows_that_fit(base.model, base.device, in_prefix, longest, batch, rows_at_once)
     predictor = Predictor(
         base.model, base.embed(context.ids) if len(context) else None, candidates, split.classes,
         lambda texts: encode(tokenizer, template, [(t, None) for t in texts], cap), label_score,
+        rows_at_once,
     )  # fmt: skip
     if spec.trains is None:
         return predictor
-    rows = [_until_label(row) for row in shots + others]
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
-        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])
-        _TRAINERS[spec.trains](predictor, base, context, rows, hp, recipe, instruction, split.seed)
+        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"], at_once=rows_at_once)
+        _TRAINERS[spec.trains](predictor, base, context, trained, hp, recipe, instruction, split.seed)
     return predictor
 
 

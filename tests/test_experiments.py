@@ -16,7 +16,8 @@ import pytest
 from minicpt import experiments
 from minicpt.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
-from minicpt.experiments import Cell, Store, grid, run_cell, run_grid
+from minicpt.executors import run_grid
+from minicpt.experiments import Cell, Store, grid, run_cell
 
 CELL = Cell("trec", "icl", 2, 0, n_test=8)
 ROOT = Path(__file__).resolve().parent.parent

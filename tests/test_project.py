@@ -17,8 +17,8 @@ from minicpt.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
 # reading order: a module imports only from those before it (inside functions, too)
-ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "prefix", "model", "base_models",
-         "data", "train", "evaluate", "methods", "classifier", "experiments", "tables", "plots", "__main__"]  # fmt: skip
+ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "prefix", "model", "memory", "base_models",
+         "data", "train", "evaluate", "methods", "classifier", "experiments", "executors", "tables", "plots", "__main__"]  # fmt: skip
 CORE = ["masks", "projection", "loss", "embeddings"]
 
 
