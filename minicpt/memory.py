@@ -1,6 +1,6 @@
 """Memory: what a step needs, what the device has left, and how many rows may run at once.
 
-The estimates are sums of tensors that nobody can avoid, on the safe side: measured peaks on the CPU were 0.4 to 1.0
+The estimates are sums of tensors that nobody can avoid, on the safe side: measured peaks on the CPU were 0.5 to 0.9
 of them (tests/test_memory.py). They choose the number of rows at once before the first step; a batch cut into
 micro-batches gives the same numbers.
 """
