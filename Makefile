@@ -55,7 +55,7 @@ why: setup  ## where CPT loses, and why: the loss on context labels, the size of
 	  --labels arbitrary --datasets sst2 ag_news trec dbpedia
 
 test: setup  ## all tests, notebooks included, offline
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120 notebooks/*.ipynb
 
