@@ -22,11 +22,12 @@ def table(args) -> int:
     from . import executors, experiments, tables
 
     options = dict(
-        model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
-        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length, dtype=args.dtype,
-        device=args.device,
+        data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test, per_class=args.per_class,
+        label_score=args.label_score, max_length=args.max_length, dtype=args.dtype, device=args.device,
     )  # fmt: skip
-    cells = experiments.grid(args.datasets, args.methods, args.shots, range(args.seeds), **options)
+    seeds = range(args.seeds)
+    cells = [cell for model in args.model
+             for cell in experiments.grid(args.datasets, args.methods, args.shots, seeds, model=model, **options)]  # fmt: skip
     store = experiments.Store(args.out)
     if args.dry_run:
         print(executors.plan(cells, store, len(args.gpus) or args.workers))
@@ -47,7 +48,7 @@ def table(args) -> int:
     if not results:
         print("No result at all.", *failures, sep="\n  ")
         return 1
-    title = f"Few-shot accuracy, {args.model}, {args.data} data"
+    title = f"Few-shot accuracy, {', '.join(args.model)}, {args.data} data"
     paths = tables.write(results, Path(args.out), title, [])
     print(tables.to_text(tables.summary(results)))
     if "overall.csv" in paths:
@@ -69,7 +70,9 @@ def _slurm(args) -> dict | None:
     pairs = [option.partition("=") for option in args.slurm]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
-        raise MiniCPTError(f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {wrong[0]!r}.")
+        raise MiniCPTError(
+            f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {wrong[0]!r}."
+        )
     given = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
     return {"timeout_min": args.time_limit, **given}
 
@@ -196,7 +199,6 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
     common.add_argument(
         "--data", default="micro", choices=("micro", "real"), help="embedded tasks, or the real ones [micro]"
     )
@@ -218,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__
     )
+    p.add_argument("--model", nargs="+", default=["micro"], help="micro, local folders, hub names: one or more [micro]")
     p.add_argument(
         "--datasets", nargs="+", default=TASKS, metavar="TASK", help=f"{' '.join(TASKS)}, or a .json file of yours"
     )
@@ -235,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=table)
 
     p = commands.add_parser("cell", parents=[common], help="one method on one split", description=cell.__doc__)
+    p.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
     p.add_argument("--dataset", default="trec", metavar="TASK", help="a task's name or your .json file [trec]")
     p.add_argument("--method", default="cpt", help=f"{' '.join(METHODS)} [cpt]")
     p.add_argument("--shots", type=int, default=4, metavar="K", help="[4]")

@@ -152,7 +152,9 @@ def in_slurm(missing: list[Cell], store: Store, jobs: int, parameters: dict) -> 
     with executor.batch():
         submitted = [executor.submit(shard) for shard in shards]
     array = submitted[0].job_id.split("_")[0]
-    print(f"SLURM array {array}: {len(shards)} jobs. Ctrl-C ends the waiting, not the jobs (that is `scancel {array}`).")
+    print(
+        f"SLURM array {array}: {len(shards)} jobs. Ctrl-C ends the waiting, not the jobs (that is `scancel {array}`)."
+    )
     waiting, queued = list(missing), True
     while waiting and queued:
         time.sleep(POLL_SECONDS)

@@ -88,9 +88,7 @@ class Predictor:
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
         queries = self.encode_queries([*texts, *CONTENT_FREE])
-        scores = label_scores(
-            self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once
-        )
+        scores = label_scores(self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once)
         raw, content_free = scores[: len(texts)], scores[len(texts) :]
         return raw, calibrate(raw, content_free)
 

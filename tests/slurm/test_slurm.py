@@ -94,7 +94,10 @@ def test_a_preempted_job_requeues_itself_and_only_what_is_missing_is_computed(sl
 @needs_slurm
 @pytest.mark.slow
 def test_a_killed_job_is_reported_and_the_next_run_goes_on(slurm, tmp_path):
-    cells, store = [Cell("trec", "cpt", 2, seed, n_test=8, hp=(("epochs", 200),)) for seed in range(10)], Store(tmp_path)
+    cells, store = (
+        [Cell("trec", "cpt", 2, seed, n_test=8, hp=(("epochs", 200),)) for seed in range(10)],
+        Store(tmp_path),
+    )
     outcomes = in_slurm(cells, store, 1, ONE_CPU)
     first = next(outcomes)
     assert first[1] is None
