@@ -154,8 +154,9 @@ def test_two_runs_at_once_on_one_store(tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_table_of_one(tmp_path, uninterrupted):
-    assert run_grid(CELLS, Store(tmp_path), workers=2) == []
+def test_one_process_a_gpu_gives_the_table_of_one(tmp_path, uninterrupted):
+    """Without a GPU the processes see none and use the CPU; how they are started and fed is the same."""
+    assert run_grid(CELLS, Store(tmp_path), gpus=("0", "1")) == []
     assert contents(tmp_path) == uninterrupted
 
 
