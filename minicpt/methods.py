@@ -81,9 +81,9 @@ class Predictor:
     classes: list[str]
     encode_queries: Callable[[Sequence[str]], list[Encoded]]
     label_score: str = "mean"
-    rows_at_once: int = ROWS
     history: list[float] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+    rows_at_once: int = ROWS
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
@@ -181,7 +181,7 @@ def fit(
     predictor = Predictor(
         base.model, base.embed(context.ids) if len(context) else None, candidates, split.classes,
         lambda texts: encode(tokenizer, template, [(t, None) for t in texts], cap), label_score,
-        rows_at_once,
+        rows_at_once=rows_at_once,
     )  # fmt: skip
     if spec.trains is None:
         return predictor
