@@ -52,8 +52,9 @@ def table(args) -> int:
     paths = tables.write(results, Path(args.out), title, [])
     print(tables.to_text(tables.summary(results)))
     if "overall.csv" in paths:
-        header, rows = tables.overall_rows(tables.overall(results))
-        print(pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
+        for model, means in tables.overall(results).groupby("model"):
+            header, rows = tables.overall_rows(means)
+            print(f"{model}\n{pd.DataFrame(rows, columns=header).to_string(index=False)}\n")
     if args.report:
         paths |= report(Path(args.out), title)
     for path in paths.values():

@@ -263,7 +263,7 @@ def write(results, folder, title, notes):
         means = overall(results)
         texts["overall.csv"] = means.to_csv(index=False, float_format="%.4f")
         notes = [*notes, "Means over shots and seeds; the difference is paired within seeds, with its 95 % interval.",
-                 *(pipes(*overall_rows(rows)) for _, rows in means.groupby("model"))]
+                 *(f"{model}:\n\n{pipes(*overall_rows(rows))}" for model, rows in means.groupby("model"))]
     except ValueError:
         pass
     texts["table.md"] = to_markdown(table, title, notes)
