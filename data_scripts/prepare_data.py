@@ -41,7 +41,9 @@ def fetch(spec: dict, out: Path, from_dir: Path | None) -> None:
 
 def card(name: str, spec: dict, task: Task) -> str:
     """The data card of what lies in the folder, in Markdown."""
-    counts = {split: Counter(label for _, label in rows) for split, rows in (("train", task.train), ("test", task.test))}
+    counts = {
+        split: Counter(label for _, label in rows) for split, rows in (("train", task.train), ("test", task.test))
+    }
     lines = [f"# {spec['title']}", "", f"`{name}` in the tables; on the hub `{spec['hub']}`"
              + (f", configuration `{spec['config']}`" if spec.get("config") else "") + ".", "",
              f"**Terms.** {spec['terms']}.", "", f"**Text.** `{spec['text']!r}` of the columns; **source of templates "
@@ -63,7 +65,9 @@ def check(name: str, task: Task, freeze: bool) -> str:
     known, found = frozen.setdefault(name, {}), split_hashes(task)
     if task.sha256 in known:
         if known[task.sha256]["splits"] != found:
-            raise MiniCPTError(f"{name}: the same rows give other splits than the frozen ones: the sampler has changed.")
+            raise MiniCPTError(
+                f"{name}: the same rows give other splits than the frozen ones: the sampler has changed."
+            )
         return "splits as frozen"
     if not freeze:
         return f"rows not seen before ({len(known)} other versions are frozen); --freeze records their hashes"
