@@ -59,8 +59,8 @@ def training_bytes(model, rows: int, prefix: int, query: int, shared: bool = Tru
     A shared prefix counts once, but each row holds its keys and values; logits at every query token, at most.
     """
     config, length = model.config.get_text_config(), prefix + query
-    tokens = prefix + rows * query if shared else rows * length
-    layers = config.num_hidden_layers * _per_layer(model, tokens, length) + cache_bytes(model, rows * length)
+    tokens, copies = (prefix + rows * query, rows * length) if shared and prefix else (rows * length, 0)
+    layers = config.num_hidden_layers * _per_layer(model, tokens, length) + cache_bytes(model, copies)
     return layers + 3 * rows * query * config.vocab_size * 4
 
 
