@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpt import FewShotClassifier, ablations, data, methods
+from minicpt import FewShotClassifier, ablations, data, methods, trainers
 from minicpt.base_models import BaseModel
 from minicpt.context_tuning import OPTIONS, TunedCache, TunedContext, chosen_roles, examples_of, visible
 from minicpt.errors import MiniCPTError
-from minicpt.experiments import Store, run_grid
+from minicpt.executors import run_grid
+from minicpt.experiments import Store
 from minicpt.masks import SEPARATOR, Encoded, build_context, encode, is_label
 from minicpt.projection import project, project_together
 
@@ -170,7 +171,7 @@ def plain_loss(base, shots, leave_one_out):
     context, total = build_context(shots), 0.0
     owner = [i for i, shot in enumerate(shots) for _ in shot.ids]
     for i, row in enumerate(shots):
-        row = methods._until_label(row)
+        row = trainers.until_label(row)
         kept = [p for p in range(len(context)) if not (leave_one_out and owner[p] == i)]
         ids = [context.ids[p] for p in kept] + row.ids
         places = kept + [len(context) + t for t in range(len(row))]  # the others stay where they were
@@ -195,7 +196,7 @@ def test_leave_one_out_gradients_do_not_reach_the_hidden_example(random_base, sp
     owner = torch.tensor([i for i, shot in enumerate(shots) for _ in shot.ids])
     hp = {**HP, **methods.hyperparameters("ct_prompt"), "token_dropout": 0.0}
     for i in range(len(shots)):
-        batch = methods._batch([methods._until_label(row) for row in shots], [i], random_base.device)
+        batch = trainers._batch([trainers.until_label(row) for row in shots], [i], random_base.device)
         embedded, cached = (kind(random_base, context, 0, hp) for kind in (TunedContext, TunedCache))
         for tuned, size in (
             (embedded, lambda g: g.norm(dim=1)),
@@ -223,7 +224,7 @@ def test_ct_kv_continues_from_keys_and_values_of_every_layer(random_base, split,
     owner = torch.tensor([i for i, shot in enumerate(encoded) for _ in shot.ids])
     total, P = 0.0, len(context)
     for i, row in enumerate(encoded):
-        row = methods._until_label(row)
+        row = trainers.until_label(row)
         S = P + len(row)
         allowed = torch.ones(S, S).tril().bool()
         allowed[P:, :P] &= owner != i  # the context itself was read whole
@@ -246,13 +247,13 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
     )
     base = BaseModel("tiny", model.eval().requires_grad_(False), None, "tiny")
     shots = [Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 0]), Encoded([5, 10, 11, 7, 12, 9], [1, 2, 2, 3, 4, 0])]
-    context, rows = build_context(shots), [methods._until_label(shot) for shot in shots]
+    context, rows = build_context(shots), [trainers.until_label(shot) for shot in shots]
     with torch.no_grad():
         logits = [model(torch.tensor([context.ids + row.ids])).logits[0, -2].log_softmax(-1) for row in rows]
     expected = sum(-log_p[row.ids[-1]].item() for log_p, row in zip(logits, rows)) / 2
     hp = {"roles": "all", "projection": "none", "context_weight": 0.0}
     for kind in (TunedContext, TunedCache):
-        batch = methods._batch(rows, [0, 1], base.device)
+        batch = trainers._batch(rows, [0, 1], base.device)
         assert kind(base, context, 0, hp).loss(batch, [0, 1]).item() == pytest.approx(expected, rel=1e-4)
         hidden = kind(base, context, 0, {**hp, "leave_one_out": True})
         hidden.loss(batch, [0, 1]).backward()
@@ -426,7 +427,7 @@ def test_the_command_resumes_and_explains_wrong_names(tmp_path):
 
     first = command("--variants", "icl", "epsilon_3")
     assert first.returncode == 0, first.stderr
-    assert "3 variants, 6 cells, 6 to compute" in first.stdout and "Not separable from plain CPT" in first.stdout
+    assert "6 cells, 0 already in" in first.stdout and "Not separable from plain CPT" in first.stdout
     more = command("--variants", "icl", "epsilon_3", "decay_none")
     assert "8 cells, 2 to compute" in more.stdout
     wrong = command("--variants", "epsilon_2")

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from minicpt import data, methods
+from minicpt import data, methods, trainers
 from minicpt.errors import MiniCPTError, TrainingDiverged
 from minicpt.evaluate import accuracy, calibrate, check_candidates, label_scores
 from minicpt.masks import Encoded
@@ -246,7 +246,7 @@ def test_divergence_stops_at_once_and_lora_is_taken_off_again(random_base, split
     with pytest.raises(TrainingDiverged, match="nan at step 3 of 10"):
         train(loss_of, [torch.zeros(1, requires_grad=True)], 4, Recipe(0.1, 10), torch.Generator())
     assert len(calls) == 3
-    monkeypatch.setattr(methods, "label_loss", lambda *_, **__: torch.tensor(math.inf, requires_grad=True))
+    monkeypatch.setattr(trainers, "label_loss", lambda *_, **__: torch.tensor(math.inf, requires_grad=True))
     with pytest.raises(TrainingDiverged, match="inf at step 1"):
         methods.fit("lora", random_base, split, HP)
     assert not any("lora" in name for name, _ in random_base.model.named_modules())
