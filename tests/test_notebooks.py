@@ -18,7 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"parameters", "nbval-check-output", "nbval-skip", "skip-execution", "stub", "solution", "hint"}
+TAGS = {"parameters", "nbval-check-output", "nbval-skip", "skip-execution", "stub", "solution", "hint",
+        "exercise", "check"}  # fmt: skip
 ABSOLUTE = re.compile(r"(?<![\w.~])/(home|root|tmp|work|Users|usr|opt|var)/")
 
 
