@@ -9,6 +9,14 @@ DATA ?= micro
 DEVICE ?= cpu
 DATA_DIR ?=
 WORKERS ?= 2
+# the researcher's tables: `make table1 MODEL=bigscience/bloom-1b7 DATA=real DATA_DIR=data ARGS="--gpus 0,1"`
+MODEL ?=
+SEEDS ?= $(if $(MODEL),10,2)
+N_TEST ?= $(if $(MODEL),500,100)
+ARGS ?=
+TABLE = --seeds $(SEEDS) --n-test $(N_TEST) $(if $(MODEL),--model $(MODEL),--workers $(WORKERS)) \
+  $(if $(filter real,$(DATA)),--data real $(if $(DATA_DIR),--data-dir $(DATA_DIR))) --report $(ARGS)
+NINE := zero icl pt ipt lora cpt pt_instr ipt_instr cpt_instr
 WHY := icl cpt cpt_train_label cpt_paper_eps
 ifeq ($(CONDA_DEFAULT_ENV),minicpt)
   BIN := $(CONDA_PREFIX)/bin
@@ -25,10 +33,10 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why ablations test quick bench lab check-install notebooks clean
+.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick bench lab check-install notebooks clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: $(STAMP)  ## install everything into .venv or the active conda environment
 
@@ -58,8 +66,18 @@ why: setup  ## where CPT loses, and why: the loss on context labels, the size of
 ablations: setup  ## CPT with one decision changed at a time, ten seeds; about 12 minutes
 	$(PYTHON) -m minicpt ablations --workers $(WORKERS)
 
+table1: setup  ## Table 1 of the paper: nine methods, five tasks, 2/4/6 shots (MODEL=..., DATA=real; else micro, small)
+	$(PYTHON) -m minicpt table --methods $(NINE) --out results/table1 $(TABLE)
+
+table2: setup  ## the ablations (MODEL=..., DATA=real; else micro, small)
+	$(PYTHON) -m minicpt ablations --out results/table2 $(TABLE)
+
+figure1: setup  ## Figure 1: loss on queries and examples against 2 to 20 examples (MODEL=..., DATA=real; else micro)
+	$(PYTHON) -m minicpt table --methods icl pt ipt lora cpt --datasets dbpedia --shots 2 4 6 8 10 12 14 16 18 20 \
+	  --out results/figure1 $(TABLE)
+
 test: setup  ## all tests, notebooks included, offline
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120 notebooks/*.ipynb
 

@@ -15,7 +15,8 @@ from itertools import product
 import pandas as pd
 
 from minicpt.data import ASSETS
-from minicpt.experiments import Store, grid, run_grid, write_atomically
+from minicpt.executors import run_grid
+from minicpt.experiments import Store, grid, write_atomically
 from minicpt.methods import METHODS, hyperparameters
 
 SEEDS, SHOTS = range(100, 103), (2, 6)

@@ -1,6 +1,6 @@
 """Put the finished tables into the README, by way of the committed reference tables.
 
-    make reproduce ablations && python data_scripts/update_readme.py
+    make reproduce ablations bench && python data_scripts/update_readme.py
 
 results/*/*.csv -> minicpt/assets/reference_*.csv -> README.md. What has not been computed stays as it is.
 """
@@ -18,6 +18,7 @@ from minicpt.tables import overall_rows, pipes, wide
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.S)
 ABLATIONS = re.compile(r"(<!-- ablations: .*? -->\n).*?(<!-- /ablations -->)", re.S)
+BENCH = re.compile(r"(<!-- bench: .*? -->\n).*?(<!-- /bench -->)", re.S)
 REFERENCES = {  # asset: its source under results/, made by a command that the README names
     "reference_overall.csv": "few_shot/overall.csv",
     "reference_table.csv": "few_shot/table.csv",
@@ -58,6 +59,9 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     for pattern, new in ((BLOCK, block()), (ABLATIONS, ablations_block())):
         text = pattern.sub(lambda m: m[1] + new + m[2], text)
+    if (bench := Path("results/bench/cpu.md")).exists():
+        text = BENCH.sub(lambda m: m[1] + bench.read_text(encoding="utf-8") + m[2], text)
+        shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
     readme.write_text(text, encoding="utf-8")
 
 

@@ -18,7 +18,8 @@ _HOME = {
     "data": ["load_task", "make_split"],
     "methods": ["METHODS", "fit"],
     "classifier": ["FewShotClassifier"],
-    "experiments": ["Cell", "Store", "run_cell", "run_grid"],
+    "experiments": ["Cell", "Store", "run_cell"],
+    "executors": ["run_grid"],
     "errors": ["MiniCPTError"],
 }  # fmt: skip
 # what code written for PEFT's prompt methods imports besides, and what is PEFT's own here

@@ -21,17 +21,51 @@ def table(args) -> int:
 
     from . import experiments, tables
 
-    options = dict(
-        model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
-        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
-    )  # fmt: skip
-    cells = experiments.grid(args.datasets, args.methods, args.shots, range(args.seeds), **options)
+    cells = [cell for model in args.model for cell in experiments.grid(
+        args.datasets, args.methods, args.shots, _seeds(args), model=model, **_options(args))]  # fmt: skip
     store = experiments.Store(args.out)
+    failures = _fill(store, cells, args)
+    if isinstance(failures, int):
+        return failures
+    results = [result for cell in cells if (result := store.get(cell))]
+    if not results:
+        print("No result at all.", *failures, sep="\n  ")
+        return 1
+    title = f"Few-shot accuracy, {', '.join(args.model)}, {args.data} data"
+    paths = tables.write(results, Path(args.out), title, [])
+    print(tables.to_text(tables.summary(results)))
+    if "overall.csv" in paths:
+        for model, means in tables.overall(results).groupby("model"):
+            header, rows = tables.overall_rows(means)
+            print(f"{model}\n{pd.DataFrame(rows, columns=header).to_string(index=False)}\n")
+    if args.report:
+        paths |= report(Path(args.out), title)
+    print(*paths.values(), sep="\n")
+    return 1 if failures else 0
+
+
+def _seeds(args) -> range:
+    return range(args.first_seed, args.first_seed + args.seeds)
+
+
+def _options(args) -> dict:
+    """What all cells of a grid have in common."""
+    names = ("data", "data_dir", "labels", "n_test", "per_class", "label_score", "max_length", "dtype", "device")
+    return {name: getattr(args, name) for name in names}
+
+
+def _fill(store, cells: list, args) -> list[str] | int:
+    """Compute what the store lacks; the messages of cells that failed, or the exit code where the command ends here."""
+    from . import executors
+
+    if args.dry_run:
+        print(executors.plan(cells, store, len(args.gpus) or args.workers))
+        return 0
     missing = sum(store.get(cell) is None for cell in cells)
     print(f"{len(cells)} cells, {len(cells) - missing} already in {args.out}, {missing} to compute.")
     started = time.perf_counter()
     try:
-        failures = experiments.run_grid(cells, store, args.workers)
+        failures = executors.run_grid(cells, store, args.workers, args.gpus, _slurm(args))
     except KeyboardInterrupt:
         print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
         return 130
@@ -39,33 +73,37 @@ def table(args) -> int:
         print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
     else:
         print("Nothing to compute: every cell is in the store.")
-    results = [result for cell in cells if (result := store.get(cell))]
-    if not results:
-        print("No result at all.", *failures, sep="\n  ")
-        return 1
-    title = f"Few-shot accuracy, {args.model}, {args.data} data"
-    paths = tables.write(results, Path(args.out), title, [])
-    print(tables.to_text(tables.summary(results)))
-    if "overall.csv" in paths:
-        header, rows = tables.overall_rows(tables.overall(results))
-        print(pd.DataFrame(rows, columns=header).to_string(index=False), "\n")
-    if args.report:
-        paths |= report(Path(args.out), title)
-    for path in paths.values():
-        print(path)
     if failures:
-        print(f"\n{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
-    return 1 if failures else 0
+        print(f"{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
+    return failures
 
 
-def report(out: Path, title: str) -> dict[str, Path]:
-    """Execute notebooks/11_reproduce_tables.ipynb on the store: report.ipynb, report.html and the figures."""
+def _slurm(args) -> dict | None:
+    """Parameters for submitit, None for another executor."""
+    if args.executor == "local":
+        return None
+    pairs = [option.partition("=") for option in args.slurm]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise MiniCPTError(
+            f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {wrong[0]!r}."
+        )
+    given = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    return {"timeout_min": args.time_limit, **given}
+
+
+def report(out: Path, title: str, *also: str) -> dict[str, Path]:
+    """Execute notebooks/11_reproduce_tables.ipynb on the store: report.ipynb, report.html and the figures.
+
+    `also` names further parameters of the notebook that take the folder.
+    """
     notebook = _root() / "notebooks" / "11_reproduce_tables.ipynb"
     if not notebook.exists():
         raise MiniCPTError(f"{notebook} is missing: the report needs the repository, run the command from a checkout.")
     paths = {"report": out / "report.ipynb", "html": out / "report.html"}
     environment = {**os.environ, "PYTHONPATH": str(_root())}
-    parameters = ["-r", "store", str(out.resolve()), "-r", "title", title]
+    folders = [part for name in ("store", *also) for part in ("-r", name, str(out.resolve()))]
+    parameters = [*folders, "-r", "title", title]
     quiet = ["--log-level", "ERROR"]
     commands = [
         ["papermill", str(notebook), str(paths["report"]), *parameters, "-k", "python3", "--no-progress-bar", *quiet],
@@ -82,34 +120,24 @@ def report(out: Path, title: str) -> dict[str, Path]:
 def ablations(args) -> int:
     """Fill the store with CPT's ablations, then write the comparison with plain CPT, its figure and a reading."""
     from . import ablations as ab
-    from .experiments import Store, run_grid
+    from .experiments import Store
 
-    options = dict(
-        model=args.model, data=args.data, data_dir=args.data_dir, labels=args.labels, n_test=args.n_test,
-        per_class=args.per_class, label_score=args.label_score, max_length=args.max_length,
-    )  # fmt: skip
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    groups = ab.grid(args.variants, args.datasets, args.shots, seeds, **options)
-    cells, store = list(dict.fromkeys(cell for group in groups.values() for cell in group)), Store(args.out)
-    missing = sum(store.get(cell) is None for cell in cells)
-    print(f"{len(groups)} variants, {len(cells)} cells, {missing} to compute.")
-    started = time.perf_counter()
-    try:
-        failures = run_grid(cells, store, args.workers)
-    except KeyboardInterrupt:
-        print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
-        return 130
-    if missing:
-        print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
-    if failures:
-        print(f"{len(failures)} cells failed (see *.error.json in {args.out}):", *failures[:5], sep="\n  ")
+    if len(args.model) > 1:
+        raise MiniCPTError(f"The ablations are of one model, got {', '.join(args.model)}; run the command for each.")
+    seeds, store, model = _seeds(args), Store(args.out), args.model[0]
+    groups = ab.grid(args.variants, args.datasets, args.shots, seeds, model=model, **_options(args))
+    failures = _fill(store, list(dict.fromkeys(cell for group in groups.values() for cell in group)), args)
+    if isinstance(failures, int):
+        return failures
     results = ab.collect(groups, store)
     if left_out := sorted(groups.keys() - results.keys()):
         print("Left out, because cells are missing:", ", ".join(left_out))
-    shots = "/".join(map(str, args.shots))
-    title = f"Ablations of CPT, {args.model}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    title = f"Ablations of CPT, {model}, {'/'.join(map(str, args.shots))} shots, seeds {seeds[0]} to {seeds[-1]}"
     paths = ab.write(results, args.out, title)
-    print(paths["ablations.md"].read_text(encoding="utf-8"), *paths.values(), sep="\n")
+    print(paths["ablations.md"].read_text(encoding="utf-8"))
+    if args.report:
+        paths |= report(Path(args.out), title, "ablations")
+    print(*paths.values(), sep="\n")
     return 1 if failures else 0
 
 
@@ -124,7 +152,7 @@ def cell(args) -> int:
     one = Cell(
         args.dataset, args.method, args.shots, args.seed, model=args.model, data=args.data, data_dir=args.data_dir,
         labels=args.labels, n_test=args.n_test, per_class=args.per_class, label_score=args.label_score,
-        max_length=args.max_length, hp=hp,
+        max_length=args.max_length, dtype=args.dtype, device=args.device, hp=hp,
     )  # fmt: skip
     result = run_cell(one)
     if args.json:
@@ -198,7 +226,12 @@ def check_install(args) -> int:
     return 0
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
 def parser() -> argparse.ArgumentParser:
+    from .base_models import DEVICES, DTYPES
     from .data import TASKS
     from .evaluate import LABEL_SCORES
     from .experiments import SHOTS, TABLE_METHODS
@@ -209,49 +242,48 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
-    common.add_argument(
-        "--data", default="micro", choices=("micro", "real"), help="embedded tasks, or the real ones [micro]"
-    )
-    common.add_argument(
-        "--data-dir", help="folder with the real data in the hub's schema [$MINICPT_DATA, else the hub]"
-    )
-    common.add_argument(
-        "--labels", default="", choices=("", "canonical", "arbitrary"), help="label words [the task's own choice]"
-    )
+    common.add_argument("--data", default="micro", choices=("micro", "real"), help="embedded or real tasks [micro]")
+    common.add_argument("--data-dir", help="folder of real data in the hub's schema [$MINICPT_DATA, else the hub]")
+    common.add_argument("--labels", default="", choices=("", "canonical", "arbitrary"), help="label words [the task's]")
     common.add_argument("--n-test", type=int, default=200, help="queries per cell [200]")
     common.add_argument("--per-class", action="store_true", help="count shots per class, not in total")
-    common.add_argument(
-        "--label-score", default="mean", choices=LABEL_SCORES, help="log-probability over the label's tokens [mean]"
-    )
+    common.add_argument("--label-score", default="mean", choices=LABEL_SCORES, help="over the label's tokens [mean]")
     common.add_argument("--max-length", type=int, help="longest prompt in tokens [the model's limit]")
+    common.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights [auto: as stored]")
+    common.add_argument("--device", choices=DEVICES, help="auto spreads a model over devices [the best there is]")
 
-    p = commands.add_parser(
-        "table", parents=[common], help="the few-shot table (what `make reproduce` runs)", description=table.__doc__
-    )
-    p.add_argument(
+    sweep = argparse.ArgumentParser(add_help=False, parents=[common])
+    sweep.add_argument("--model", nargs="+", default=["micro"], help="micro, local folders, or hub names [micro]")
+    sweep.add_argument(
         "--datasets", nargs="+", default=TASKS, metavar="TASK", help=f"{' '.join(TASKS)}, or a .json file of yours"
     )
+    sweep.add_argument("--first-seed", type=int, default=0, help="seeds from here upwards [0]")
+    sweep.add_argument("--workers", type=int, default=1, help="processes of one thread, or jobs [1: in this process]")
+    sweep.add_argument("--gpus", type=_listed, default=(), metavar="0,1", help="a process per GPU, which sees no other")
+    sweep.add_argument("--executor", default="local", choices=("local", "slurm"), help="slurm: an array of jobs")
+    sweep.add_argument("--time-limit", type=int, default=60, metavar="MIN", help="of a job, which requeues itself [60]")
+    sweep.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE", help="submitit: slurm_partition=gpu …")
+    sweep.add_argument("--dry-run", action="store_true", help="print cells, what is done, the rest's time; stop")
+    sweep.add_argument("--report", action="store_true", help="run the report notebook, too (.ipynb, .html, figures)")
+
+    p = commands.add_parser("table", parents=[sweep], description=table.__doc__,
+                            help="the few-shot table (what `make reproduce` runs)")  # fmt: skip
     p.add_argument("--methods", nargs="+", default=TABLE_METHODS, metavar="METHOD", help=" ".join(METHODS))
     p.add_argument("--shots", nargs="+", type=int, default=SHOTS, metavar="K", help="examples in the context [2 4 6]")
-    p.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 upwards [5]")
-    p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
+    p.add_argument("--seeds", type=int, default=5, help="number of seeds [5]")
     p.add_argument("--out", default="results/few_shot", help="folder of results, table and report [results/few_shot]")
-    p.add_argument("--report", action="store_true", help="also run the report notebook (report.ipynb, .html, figures)")
     p.set_defaults(run=table)
 
-    p = commands.add_parser("ablations", parents=[common], help="CPT with one decision changed at a time",
+    p = commands.add_parser("ablations", parents=[sweep], help="CPT with one decision changed at a time",
                             description=ablations.__doc__)  # fmt: skip
     p.add_argument("--variants", nargs="+", default=(), metavar="NAME", help="[all; a wrong name lists them]")
-    p.add_argument("--datasets", nargs="+", default=TASKS, metavar="TASK", help=" ".join(TASKS))
     p.add_argument("--shots", nargs="+", type=int, default=(4,), metavar="K", help="examples in the context [4]")
     p.add_argument("--seeds", type=int, default=10, help="number of seeds [10]")
-    p.add_argument("--first-seed", type=int, default=0, help="fresh seeds, to confirm what others showed [0]")
-    p.add_argument("--workers", type=int, default=1, help="processes, one thread each [1: in this process]")
     p.add_argument("--out", default="results/ablations", help="folder of results and tables [results/ablations]")
     p.set_defaults(run=ablations)
 
     p = commands.add_parser("cell", parents=[common], help="one method on one split", description=cell.__doc__)
+    p.add_argument("--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]")
     p.add_argument("--dataset", default="trec", metavar="TASK", help="a task's name or your .json file [trec]")
     p.add_argument("--method", default="cpt", help=f"{' '.join(METHODS)} [cpt]")
     p.add_argument("--shots", type=int, default=4, metavar="K", help="[4]")

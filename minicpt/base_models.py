@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .errors import MiniCPTError
+from .memory import check_weights
 
 MICRO = Path(__file__).parent / "assets" / "micro"
 # what the paper used, and what a small machine can hold
@@ -60,12 +61,31 @@ def weights_fingerprint(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps", "auto")
+
+
+def weightless(name: str, dtype: str = "auto"):
+    """The model's architecture on the meta device: all shapes, no memory; what `memory` estimates from.
+
+    From a hub name only the configuration is fetched.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(MICRO if name == "micro" else name)
+    dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto") -> BaseModel:
     """Load a base model in evaluation mode with all weights frozen.
 
-    `name`: "micro", a folder in Hugging Face format, or a hub name; `device`: "cpu", "cuda", "mps" or None for the
-    best there is; `dtype`: "auto" (as stored) or a torch name such as "bfloat16".
-    Raises `MiniCPTError` if the name is neither a folder nor a hub model that can be reached.
+    `name`: "micro", a folder in Hugging Face format, or a hub name; `device`: "cpu", "cuda", "mps", None for the best
+    there is, or "auto" to spread the layers over all GPUs and the CPU (`device_map`); `dtype`: "auto" (as stored) or a
+    torch name such as "bfloat16".
+    Raises `MiniCPTError` if the name is neither a folder nor a hub model that can be reached, or if the weights do not
+    fit into the device's free memory.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -73,6 +93,9 @@ def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto
     source = str(MICRO if name == "micro" else name)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device in backends and not backends[device].is_available():
+        raise MiniCPTError(f"There is no {device} device here. Leave --device out for the best there is, or use cpu.")
     if source.startswith((".", "~")) or os.path.isabs(source):
         source = str(Path(source).expanduser())
         if not (Path(source) / "config.json").is_file():
@@ -82,7 +105,14 @@ def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        if device != "auto":
+            check_weights(weightless(source, dtype), name, torch.device(device))
+        options = {"device_map": "auto"} if device == "auto" else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
+        )
+    except MiniCPTError:
+        raise
     except (OSError, ValueError) as error:
         raise MiniCPTError(
             f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), a local "
@@ -92,4 +122,5 @@ def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto
     finally:
         logging.enable_progress_bar()
     model.requires_grad_(False)
-    return BaseModel(name, model.to(device).eval(), tokenizer, weights_fingerprint(name))
+    model = model if device == "auto" else model.to(device)
+    return BaseModel(name, model.eval(), tokenizer, weights_fingerprint(name))

@@ -126,7 +126,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 return chosen
 
     def _limit(self, base: BaseModel) -> int:
-        return min(base.max_length, self.max_length or base.max_length)
+        return int(min(base.max_length, self.max_length or base.max_length))
 
     def _set_fitted(self, base: BaseModel, predictor: Predictor, classes: list, chosen: list[int], seed: int):
         """Keep what prediction and `save` need."""

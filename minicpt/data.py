@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from string import Formatter
 
 from .errors import MiniCPTError, unknown
 from .masks import Template
@@ -115,42 +116,52 @@ def real_specs() -> dict[str, dict]:
 
 
 def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """Load a real task through `datasets`: from `data_dir` (or $MINICPT_DATA) if given, else from the hub."""
+    """Load a real task through `datasets`: from `data_dir` (or $MINICPT_DATA) if given, else from the hub.
+
+    Raises `MiniCPTError` for a name, folder or hub data set that cannot be had, and for a column that is missing.
+    """
     specs = real_specs()
     if name not in specs:
-        raise unknown("real task", name, specs)
-    spec, data_dir = specs[name], data_dir or os.environ.get("MINICPT_DATA")
-    rows = {
-        split: _load_split(spec, split, Path(data_dir).expanduser() if data_dir else None)
-        for split in ("train", "test")
-    }
+        raise unknown("real task", name, [*specs, "set_cls (generated: there is no other)"])
+    spec = specs[name]
+    # the TREC trap: label numbers mean the hub's order of classes, which is the order of the verbalizers here
+    named = dict(enumerate(spec["verbalizers"]))
+    rows = {}
+    for split in ("train", "test"):
+        table = load_table(spec, split, data_dir)
+        texts = [spec["text"].format(**row).strip() for row in table.select_columns(_text_columns(spec))]
+        pairs = zip(texts, table[spec["label_column"]])
+        rows[split] = [(text, named.get(label, f"label {label}")) for text, label in pairs if text]
     return _build({**spec, "name": name}, rows["train"], rows["test"])
 
 
-def _load_split(spec: dict, split: str, data_dir: Path | None) -> list[Row]:
+def _text_columns(spec: dict) -> list[str]:
+    return [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
+
+
+def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
+    """One split of a real data set as `datasets` has it, all columns of the hub's schema, those needed checked."""
     import datasets
 
     datasets.disable_progress_bars()
-    if data_dir is not None:
-        folder = data_dir / spec["folder"]
-        file = folder / f"{split}.jsonl"
+    if data_dir := data_dir or os.environ.get("MINICPT_DATA"):
+        file = Path(data_dir).expanduser() / spec["folder"] / f"{split}.jsonl"
         if not file.is_file():
             raise MiniCPTError(
                 f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl."
             )
-        table = datasets.load_dataset("json", data_files=str(file), split="train")
+        try:
+            table = datasets.load_dataset("json", data_files=str(file), split="train")
+        except (datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
+            raise MiniCPTError(f"{file} cannot be read: {error}. It needs one JSON object a line.") from error
         where = str(file)
     else:
         table = _load_hub(spec, split)
         where = f"{spec['hub']} ({split})"
-    for column in (spec["text_column"], spec["label_column"]):
+    for column in (*_text_columns(spec), spec["label_column"]):
         if column not in table.column_names:
             raise MiniCPTError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}.")
-    classes = list(spec["verbalizers"])
-    rows = zip(table[spec["text_column"]], table[spec["label_column"]])
-    # the TREC trap: label numbers mean the hub's order of classes, which is the order of the verbalizers here
-    named = dict(enumerate(classes))
-    return [(text.strip(), named.get(label, f"label {label}")) for text, label in rows if text.strip()]
+    return table
 
 
 def _load_hub(spec: dict, split: str):
@@ -177,9 +188,9 @@ def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None
     """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
     if name.endswith(".json"):
         return load_task_file(name)
-    if data == "real":
+    if data == "real" and name != "set_cls":  # no data set: it is generated, for every model the same
         return load_real_task(name, data_dir)
-    if data != "micro":
+    if data not in ("micro", "real"):
         raise unknown("data", data, ("micro", "real"))
     if name not in TASKS:
         raise unknown("task", name, [*TASKS, "a path to your own task's .json file"])
@@ -278,11 +289,11 @@ def make_split(
     return Split(task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed)
 
 
-def manifest(shots=(2, 4, 6), seeds=range(5)) -> dict[str, str]:
-    """Hash of every split of the main table: the committed `assets/splits.json` freezes them."""
-    return {
-        f"{name} {k}-shot seed {seed}": make_split(task, k, seed).sha256
-        for name, task in ((name, load_task(name)) for name in TASKS)
-        for k in shots
-        for seed in seeds
-    }
+def split_hashes(task: Task, shots=(2, 4, 6), seeds=range(5)) -> dict[str, str]:
+    """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
+    return {f"{k}-shot seed {seed}": make_split(task, k, seed).sha256 for k in shots for seed in seeds}
+
+
+def manifest() -> dict[str, str]:
+    """Hashes of the micro tasks' splits: the committed `assets/splits.json` freezes them."""
+    return {f"{name} {key}": sha for name in TASKS for key, sha in split_hashes(load_task(name)).items()}

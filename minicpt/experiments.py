@@ -4,18 +4,16 @@ A cell is one (model, data set, method, shots, seed). Its file is named by the h
 hyper-parameters and the fingerprints of data and weights included: what changes a result changes its name.
 """
 
+import gc
 import hashlib
 import json
 import os
 import platform
-import signal
-import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -23,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from .data import TASKS, Task, load_task, make_split
-from .errors import MiniCPTError, unknown
+from .errors import unknown
 from .methods import METHODS, hyperparameters
 
 SHOTS = (2, 4, 6)
@@ -47,6 +45,8 @@ class Cell:
     per_class: bool = False
     label_score: str = "mean"
     max_length: int | None = None
+    dtype: str = "auto"
+    device: str | None = field(default=None, compare=False)
     hp: tuple[tuple[str, object], ...] = ()
 
     def config(self) -> dict:
@@ -54,6 +54,7 @@ class Cell:
         task = _task(self.dataset, self.data, self.data_dir)
         config = asdict(self)
         del config["data_dir"]  # where the rows lie does not matter, what they say does: task_sha256
+        del config["device"]
         config["dataset"] = task.name
         config["hp"] = hyperparameters(self.method, self.model, dict(self.hp))
         config["labels"] = self.labels or task.default_labels
@@ -80,14 +81,14 @@ def _fingerprint(model: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _base(model: str):
+def _base(model: str, device: str | None, dtype: str):
     import torch
 
     from .base_models import load_base
 
     if model == "micro":
         torch.set_num_threads(1)  # its matrices are so small that a second thread costs time
-    return load_base(model)
+    return load_base(model, device, dtype)
 
 
 def grid(
@@ -111,38 +112,62 @@ def grid(
 
 
 def run_cell(cell: Cell) -> dict:
-    """Compute a cell: draw the split, fit, score the queries. Returns the JSON that the store keeps."""
-    import torch
+    """Compute a cell: draw the split, fit, score the queries and the shots. Returns the JSON that the store keeps.
 
-    from .evaluate import accuracy
-    from .methods import fit
+    Where memory runs out, half as many rows go through the model at once, down to one: the numbers stay the same.
+    """
+    from .memory import ROWS, is_out_of_memory
 
     config = cell.config()  # first: a wrong name must not cost the loading of a model
     started = time.perf_counter()
-    base = _base(cell.model)
-    split = make_split(
-        _task(cell.dataset, cell.data, cell.data_dir),
-        cell.shots,
-        cell.seed,
-        cell.n_test,
-        cell.labels or None,
-        cell.per_class,
-    )
-    loaded = time.perf_counter()
+    base = _base(cell.model, cell.device, cell.dtype)
+    task = _task(cell.dataset, cell.data, cell.data_dir)
+    split = make_split(task, cell.shots, cell.seed, cell.n_test, cell.labels or None, cell.per_class)
+    loaded, rows = time.perf_counter(), ROWS
+    while True:
+        try:
+            result = _fit_and_score(cell, base, split, rows)
+            return {"config": config, **result, "seconds": {"load": loaded - started, **result["seconds"]}}
+        except Exception as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        rows //= 2
+        gc.collect()  # outside of `except`: there the error's traceback still holds the tensors
+        if base.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
+    import torch
+
+    from .evaluate import accuracy
+    from .memory import peak_bytes, reset_peak
+    from .methods import fit
+
+    reset_peak(base.device)
+    started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        predictor = fit(cell.method, base, split, dict(cell.hp), cell.label_score, cell.max_length)
+        predictor = fit(
+            cell.method, base, split, dict(cell.hp), cell.label_score, cell.max_length, rows_at_once=rows_at_once
+        )
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     fitted = time.perf_counter()
+    rows = [*split.queries, *split.shots]
     try:
-        raw, calibrated = predictor.scores([text for text, _ in split.queries])
+        raw, calibrated = predictor.scores([text for text, _ in rows])
     finally:
         predictor.close()
-    truth = [split.classes.index(label) for _, label in split.queries]
+    labels = [split.classes.index(label) for _, label in rows]
+    losses = -raw[range(len(rows)), labels]  # cross-entropy over the whole vocabulary, at the label
+    n = len(split.queries)
+    raw, calibrated, truth = raw[:n], calibrated[:n], labels[:n]
     return {
-        "config": config,
         "accuracy": accuracy(raw, truth),
         "accuracy_calibrated": accuracy(calibrated, truth),
+        "loss": {"test": losses[:n].mean().item(), "train": losses[n:].mean().item() if split.shots else None},
         "notes": notes,
         "split_sha256": split.sha256,
         "verbalizers": split.verbalizers,
@@ -152,21 +177,14 @@ def run_cell(cell: Cell) -> dict:
         "truth": truth,
         "log_scores": [[round(x, 4) for x in row] for row in raw.tolist()],
         "log_scores_calibrated": [[round(x, 4) for x in row] for row in calibrated.tolist()],
-        "seconds": {"load": loaded - started, "fit": fitted - loaded, "score": time.perf_counter() - fitted},
-        "peak_memory_mb": _peak_memory_mb(),
+        "seconds": {"fit": fitted - started, "score": time.perf_counter() - fitted},
+        "peak_memory_mb": (peak := peak_bytes(base.device)) and peak / 2**20,
+        "rows_at_once": predictor.rows_at_once,
         "device": str(base.device),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {p: version(p) for p in ("torch", "transformers", "peft")} | {"python": platform.python_version()},
     }
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far; None on Windows, which has no getrusage."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 # ---- the store ------------------------------------------------------------------------------------------------------
@@ -212,6 +230,11 @@ class Store:
             if len(path.stem) == 40 and (result := self._read(path)):
                 yield result
 
+    def error(self, cell: Cell) -> str | None:
+        """The message of a cell's failure, None if there is none."""
+        path = self.path(cell).with_suffix(".error.json")
+        return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else None
+
     def errors(self) -> list[dict]:
         return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(self.folder.glob("*.error.json"))]
 
@@ -224,65 +247,7 @@ class Store:
             return result
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             aside = path.with_suffix(".damaged")
-            os.replace(path, aside)
+            with suppress(FileNotFoundError):  # another run saw it, too
+                os.replace(path, aside)
             warnings.warn(f"{path.name} is damaged; moved to {aside.name}, the cell counts as not done.", stacklevel=3)
             return None
-
-
-# ---- a grid ---------------------------------------------------------------------------------------------------------
-
-
-def _start_worker() -> None:
-    import torch
-
-    torch.set_num_threads(
-        1
-    )  # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it lets running cells finish
-
-
-def _attempt(cell: Cell, store: Store) -> str | None:
-    """Compute and store a cell; a failure is stored too and its message returned."""
-    try:
-        store.put(cell, run_cell(cell))
-        return None
-    except Exception as error:  # one cell's failure must not stop the others
-        store.put_error(cell, error)
-        return f"{cell}: {type(error).__name__}: {error}"
-
-
-def run_grid(cells: list[Cell], store: Store, workers: int = 1) -> list[str]:
-    """Compute the cells that the store lacks, with progress; return the messages of those that failed.
-
-    `workers` 1 runs in this process, more start that many processes with one thread each. Interrupt at will: what is
-    done stays done, and the next run goes on from there.
-    """
-    from tqdm import tqdm
-
-    missing = [cell for cell in cells if store.get(cell) is None]
-    failures: list[str] = []
-    bar = tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=not missing or None)
-    if workers == 1:
-        for cell in missing:
-            bar.set_description(str(cell))
-            failures += filter(None, [_attempt(cell, store)])
-            bar.update()
-        return failures
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-        running = {pool.submit(_attempt, cell, store): cell for cell in missing}
-        try:
-            for done in as_completed(running):
-                bar.set_description(str(running[done]))
-                failures += filter(None, [done.result()])
-                bar.update()
-        except BrokenProcessPool as error:
-            raise MiniCPTError(
-                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same command "
-                "again, with one worker if memory is short."
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return failures

@@ -8,9 +8,8 @@ abstract*: a generator at each layer, of a bottleneck of two linear projections,
 rational activation; four soft tokens for each input instruction. *After the authors' sibling paper MiLoRA* (EMNLP 2024
 Findings): the pooling's formula, degrees 6 and 5 and GELU as the start of g, its bi-level training, generating once per
 instruction. *After a second-hand summary*: projecting down before pooling. *Ours*: one pooling query a soft token; S
-slots before the text, filled anew by every layer (what the layer below made of them is dropped); no biases; how weights
-start; sizes (a bottleneck of 320 is MiLoRA's, in its run of IAPT); and what the instruction is: everything before the
-answer, templates and query, up to the label. The answer is never read.
+slots before the text, whose content every layer replaces; no biases; how weights start; sizes (m = 320: MiLoRA's); and
+what the instruction is: everything before the answer, templates and query, up to the label. The answer is never read.
 """
 
 import contextlib
@@ -36,10 +35,7 @@ GELU_DENOMINATOR = (-0.128756216, -0.260206082, -0.0317033474, -0.00186429447, -
 
 
 def rational(x: Float[Tensor, "*S"], a: Float[Tensor, "n"], b: Float[Tensor, "d"]) -> Float[Tensor, "*S"]:
-    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), j from 0, i from 1, in float32: half precision cannot hold x^6.
-
-    The absolute value keeps the denominator from zero. Sources: Molina et al. 2019, MiLoRA eq. 6.
-    """
+    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), i from 1, in float32 (x^6!). Sources: Molina 2019, MiLoRA."""
     x, top, bottom = x.float(), 0.0, 0.0
     for coefficient in a.flip(0):  # Horner's rule
         top = top * x + coefficient
@@ -141,20 +137,19 @@ class IAPTModel(nn.Module):
         return torch.cat((text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1), text), dim=1)
 
     def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask=None, labels=None,
-                input_type_mask=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0,
+                input_type_mask=None, inputs_embeds=None, past_key_values=None, logits_to_keep=0,
                 num_items_in_batch=None, **kwargs):  # fmt: skip
         """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
         is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
         """
-        embeds, embed = inputs_embeds, self.base_model.get_input_embeddings()
-        if embeds is None:
-            check_ids("input_ids", input_ids, embed)
+        if (embeds := inputs_embeds) is None:
+            check_ids("input_ids", input_ids, embed := self.base_model.get_input_embeddings())
             embeds = embed(input_ids)
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        text = attention_mask if attention_mask is not None else torch.ones(B, T + max(past - S, 0), dtype=torch.long, device=embeds.device)
+        text = embeds.new_ones(B, T + max(past - S, 0), dtype=torch.long) if attention_mask is None else attention_mask
         if not past:
             answer = torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
             answer = answer if input_type_mask is None else is_label(input_type_mask)

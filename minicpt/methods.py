@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from .base_models import BaseModel
-from .context_tuning import OPTIONS, TunedCache, TunedContext
 from .data import ASSETS, Row, Split
-from .embeddings import epsilon_length, rows_of
 from .errors import MiniCPTError, unknown
 from .evaluate import CONTENT_FREE, calibrate, check_candidates, label_scores
-from .loss import IGNORE, label_loss
-from .masks import LABEL, Encoded, build_context, collate, encode, fit_text_length, tokenize
-from .prefix import Prefix, loss_after, obstacle, tokens_of
-from .projection import project
-from .train import Recipe, train, train_bilevel
+from .masks import Encoded, build_context, encode, fit_text_length, tokenize
+from .memory import ROWS, rows_that_fit
+from .prefix import Prefix, obstacle, tokens_of
+from .train import Recipe
+from .trainers import TRAINERS, until_label
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ class Predictor:
     label_score: str = "mean"
     history: list[float] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+    rows_at_once: int = ROWS
 
     @property
     def prefix_length(self) -> int:
@@ -102,7 +101,7 @@ class Predictor:
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
         queries = self.encode_queries([*texts, *CONTENT_FREE])
-        scores = label_scores(self.model, self.prefix, queries, self.candidates, self.label_score)
+        scores = label_scores(self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once)
         raw, content_free = scores[: len(texts)], scores[len(texts) :]
         return raw, calibrate(raw, content_free)
 
@@ -120,12 +119,14 @@ def fit(
     max_length: int | None = None,
     queries: Sequence[str] = (),
     extra: Sequence[Row] = (),
+    rows_at_once: int = ROWS,
 ) -> Predictor:
     """Fit a method on the split's shots.
 
     `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `queries` (by
     default the split's) tell how long a query gets; `extra` rows are trained on as the shots are, but stand in no
-    context. Texts are cut where the prompt would not fit, with a warning.
+    context; `rows_at_once` caps what goes through the model together, and is lowered where the estimate of memory says
+    so: the numbers stay the same. Texts are cut where the prompt would not fit, with a warning.
     Seeded by the split; the global random state is left alone.
     """
     if method not in METHODS:
@@ -144,179 +145,35 @@ def fit(
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
     texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
-    limit = min(base.max_length, max_length or base.max_length)
-    cap = fit_text_length(
-        n_prompt + max(map(len, candidates)),
-        encode(tokenizer, template, labelled) if spec.context else [],
-        encode(tokenizer, template, [(t, None) for t in texts] + labelled + further),
-        limit,
-    )
+    limit = int(min(base.max_length, max_length or base.max_length))
+    rows = [(t, None) for t in texts] + labelled + further
+    sequences = encode(tokenizer, template, rows)
+    fixed = n_prompt + max(map(len, candidates))
+    cap = fit_text_length(fixed, encode(tokenizer, template, labelled) if spec.context else [], sequences, limit)
     shots, others = encode(tokenizer, template, labelled, cap), encode(tokenizer, template, further, cap)
     if cap is not None:
-        all_rows = shots + others + encode(tokenizer, template, [(t, None) for t in texts], cap)
-        n_cut = sum(e.cut > 0 for e in all_rows)
+        sequences = encode(tokenizer, template, rows, cap)
         warnings.warn(
-            f"{split.task}, {method}, {len(shots)} shots: {n_cut} of {len(all_rows)} texts were cut to {cap} "
-            f"tokens, so that the prompt fits into {limit}; labels are never cut.",
+            f"{split.task}, {method}, {len(shots)} shots: {sum(e.cut > 0 for e in sequences)} of {len(rows)} texts were "
+            f"cut to {cap} tokens, so that the prompt fits into {limit}; labels are never cut.",
             stacklevel=2,
         )
     context = build_context(shots if spec.context else [], instruction if spec.trains == "context" else [])
+    trained = [until_label(row) for row in shots + others] if spec.trains else []
+    in_prefix = len(context) + n_prompt * (spec.trains == "prompt")
+    longest = max(map(len, sequences)) + max(map(len, candidates))
+    batch = min(hp["batch_size"] or len(trained), len(trained)) if trained else 0
+    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or obstacle(base.model))
+    rows_at_once = rows_that_fit(base.model, base.device, in_prefix, longest, batch, rows_at_once, shared)
     predictor = Predictor(
         base.model, base.embed(context.ids) if len(context) else None, candidates, split.classes,
         lambda texts: encode(tokenizer, template, [(t, None) for t in texts], cap), label_score,
+        rows_at_once=rows_at_once,
     )  # fmt: skip
     if spec.trains is None:
         return predictor
-    rows = [_until_label(row) for row in shots + others]
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
-        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])
-        _TRAINERS[spec.trains](predictor, base, context, rows, hp, recipe, instruction, split.seed)
+        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"], at_once=rows_at_once)
+        TRAINERS[spec.trains](predictor, base, context, trained, hp, recipe, instruction, split.seed)
     return predictor
-
-
-def _until_label(row: Encoded) -> Encoded:
-    """A training row ends with its label: what follows it in the context has no say in the loss."""
-    end = len(row) - row.types[::-1].index(LABEL)
-    return Encoded(row.ids[:end], row.types[:end])
-
-
-def _batch(rows: list[Encoded], chosen: list[int], device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
-    ids, mask, types = (t.to(device) for t in collate([rows[i] for i in chosen]))
-    return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
-
-
-def _train_context(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """CPT: the context's embeddings move inside their balls (paper 3.2)."""
-    if OPTIONS.keys() & hp.keys():  # beyond what the drop-in classes can say
-        tuned = TunedContext(base, context, len(instruction), hp)
-        return _train_tuned(tuned, predictor, rows, recipe, seed)
-    from .model import CPTConfig, TaskType, get_peft_model
-
-    config = CPTConfig(
-        task_type=TaskType.CAUSAL_LM,
-        cpt_token_ids=context.ids,
-        cpt_tokens_type_mask=context.types,
-        opt_weighted_loss_type="decay",
-        opt_loss_decay_factor=hp["decay"],
-        opt_projection_epsilon=hp["epsilon"],
-        opt_projection_format_epsilon=hp["epsilon_format"],
-        opt_epsilon_unit=hp["epsilon_unit"],
-        opt_loss_reduction="sum",
-        opt_context_loss_weight=hp["context_weight"],
-    )
-    model = get_peft_model(base.model, config)
-    encoder = model.prompt_encoder["default"]
-
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        return model(input_ids=ids, attention_mask=mask, labels=labels, input_type_mask=types).loss
-
-    weights = [encoder.delta_embedding.weight]
-    predictor.history = train(loss_of, weights, len(rows), recipe, _generator(seed), encoder.project_)
-    predictor.prefix = model.get_prompt(batch_size=1).detach()
-
-
-def _train_cache(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """CT-KV: the context's keys and values."""
-    _train_tuned(TunedCache(base, context, len(instruction), hp), predictor, rows, recipe, seed)
-
-
-def _train_tuned(tuned, predictor, rows, recipe, seed):
-    def loss_of(chosen):
-        return tuned.loss(_batch(rows, chosen, tuned.base.device), chosen)
-
-    predictor.history = train(loss_of, tuned.weights, len(rows), recipe, _generator(seed), tuned.project_)
-    with torch.no_grad():
-        predictor.prefix = tuned.prefix()
-
-
-def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """PT and IPT: a soft prompt before the query, or before the fixed context and the query.
-
-    Given an `epsilon` (in `epsilon_unit`), every prompt token stays in a ball around its start, as CPT's tokens do.
-    """
-    from .model import PromptTuningConfig, TaskType, get_peft_model
-
-    config = PromptTuningConfig(
-        task_type=TaskType.CAUSAL_LM,
-        num_virtual_tokens=len(instruction) or hp["tokens"],
-        prompt_tuning_init="RANDOM" if instruction else hp["init"],
-    )
-    model = get_peft_model(base.model, config)
-    weight = model.prompt_encoder["default"].embedding.weight
-    if instruction:  # the ids are at hand: PromptTuningInit.TEXT would load the tokenizer again
-        weight.data = rows_of(base.model.get_input_embeddings(), instruction)
-    start = weight.detach().clone()
-    fixed = Encoded(context.ids, [0] * len(context))
-    rows = [fixed + row for row in rows]
-    share = not obstacle(base.model)
-
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        return loss_after(base.model, model.get_prompt(batch_size=1), ids, mask, types, labels, share)
-
-    @torch.no_grad()
-    def project_():
-        radius = hp["epsilon"] * epsilon_length(hp["epsilon_unit"], base.model.get_input_embeddings())
-        weight.copy_(start + project(weight - start, torch.full((len(start),), radius, device=start.device)))
-
-    hooks = [project_] if "epsilon" in hp else []
-    predictor.history = train(loss_of, [weight], len(rows), recipe, _generator(seed), *hooks)
-    prompt = model.get_prompt(batch_size=1).detach()
-    predictor.prefix = prompt if predictor.prefix is None else torch.cat((prompt, predictor.prefix.to(prompt)), dim=1)
-
-
-def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """LoRA on the query alone, by PEFT."""
-    import peft
-
-    from .model import get_peft_model
-
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=hp["rank"], lora_alpha=hp["alpha"])
-    model = get_peft_model(base.model, config)
-
-    def restore():
-        model.unload()
-        base.model.requires_grad_(False)
-
-    predictor.model, predictor.close = model, restore
-
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        return label_loss(model(input_ids=ids, attention_mask=mask).logits, labels, types, reduction="sum")
-
-    try:
-        weights = [p for p in model.parameters() if p.requires_grad]
-        predictor.history = train(loss_of, weights, len(rows), recipe, _generator(seed))
-    except BaseException:
-        restore()
-        raise
-    model.eval()
-
-
-def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
-    """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
-    from .model import IAPTConfig, get_peft_model
-
-    model = get_peft_model(base.model, IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"]))
-    predictor.model = model
-
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
-        return label_loss(logits, labels, types, reduction="sum")
-
-    activations = [p for g in model.generators for p in (g.numerator, g.denominator)]
-    weights = [p for p in model.trained().values() if not any(p is a for a in activations)]
-    rate = hp["activation_lr"]
-    predictor.history = train_bilevel(loss_of, weights, activations, rate, len(rows), recipe, _generator(seed))
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-_TRAINERS = {"context": _train_context, "cache": _train_cache, "prompt": _train_prompt, "lora": _train_lora,
-             "iapt": _train_iapt}  # fmt: skip

@@ -130,6 +130,30 @@ def training_curves(results):
     return figure
 
 
+def loss_by_shots(results):
+    """Cross-entropy at the label (log scale) against shots: queries solid, the shots themselves dashed; seeds averaged.
+
+    The paper's Figure 1. `results`: of one model, dataset and kind of labels, with `loss`; ValueError for a mixture.
+    """
+    results = [result for result in results if result["config"]["shots"]]
+    task = _one([{key: result["config"][key] for key in ("model", "dataset", "labels")} for result in results])
+    figure, (panel,) = _panels(1, 1, 6.4, 4)
+    for method in _in_order(result["config"]["method"] for result in results):
+        of_method = [result for result in results if result["config"]["method"] == method]
+        shots = sorted({result["config"]["shots"] for result in of_method})
+        for kind, line in (("test", "-"), ("train", "--")):
+            means = [np.mean([r["loss"][kind] for r in of_method if r["config"]["shots"] == k]) for k in shots]
+            label = _name(method) if kind == "test" else None
+            panel.plot(shots, means, **_look(method) | {"linestyle": line, "markersize": 4}, label=label)
+    panel.set(yscale="log", xlabel="examples", ylabel="cross-entropy at the label", xticks=shots)
+    panel.set_title(f"{task['model']}, {task['dataset']}, {task['labels']} labels", fontsize=10)
+    panel.grid(alpha=0.3)
+    panel.plot([], [], color=GREY, linestyle="-", label="queries (test)")
+    panel.plot([], [], color=GREY, linestyle="--", label="the examples (train)")
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
 def context_roles(tokens, types):
     """The context's tokens (list of str) as boxes coloured by role, each example on a line of its own.
 

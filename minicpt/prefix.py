@@ -259,4 +259,5 @@ def loss_after(
     mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)
     weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
     queries = model.get_input_embeddings()(ids)
+    prompt = prompt.to(queries.dtype) if isinstance(prompt, Tensor) else prompt
     return prompted(model, prompt, queries, mask, labels, weights, share=share, use_cache=False).loss

@@ -3,7 +3,6 @@
 Accuracies are fractions in the results and in `frame`, percent from `summary` on, percentage points in `paired`.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from scipy import stats
 from . import methods
 from .data import TASKS as DATASETS
 from .experiments import write_atomically
+from .published import KEYS, load_published
 
 METHODS = {slug: method.title for slug, method in methods.METHODS.items()}  # in reading order
-KEYS = ["model", "dataset", "method", "shots"]  # one row of a table
 CELL = ["model", "dataset", "labels", "method", "shots", "seed"]  # one result
 
 
@@ -203,21 +202,36 @@ def to_markdown(summary, title, notes):
     for model, rows in summary.groupby("model"):
         table = wide(rows).droplevel("model").reset_index()
         parts += [f"## {model}", pipes(table.columns, table.to_numpy())]
-    if summary.reported.notna().any():
-        parts += ["## Beside published numbers", "Inside the interval for one new observation of ours is no "
-                  "contradiction, a wide interval no agreement. Sources: `assets/published.json`.", _beside(summary)]
+    if not (table := beside(summary)).empty:
+        parts += ["## Beside published numbers", "The verdict is by the 95 % interval for one new observation of ours: "
+                  "inside is no contradiction, and where the interval is wide no agreement. Sources and what their "
+                  "evidence means: `assets/published.json`.", pipes(table.columns, table.to_numpy())]
     return "\n\n".join(parts) + "\n"
 
 
-def _beside(summary):
-    rows = []
-    for row in summary[summary.reported.notna()].itertuples():
-        low, high = _around(row.mean, row.std * math.sqrt(1 + 1 / row.n_seeds), row.n_seeds)
-        inside = "yes" if low <= row.reported <= high else "no"
-        judged = ["one seed", "-"] if math.isnan(low) else [f"{max(low, 0):.1f} to {min(high, 100):.1f}", inside]
-        rows.append([row.model, row.dataset, METHODS.get(row.method, row.method), row.shots, f"{row.mean:.1f}", *judged,
-                     f"{row.reported:.2f}", row.reported_source])
-    return pipes([*KEYS, "ours", "95 % prediction", "inside", "published", "source (evidence)"], rows)
+def beside(summary, published=None):
+    """Ours beside the published number, all cells of the models that have one: what people read, as strings.
+
+    Columns: model, dataset, method, shots, ours (mean ±std [95 % interval of the mean]), published, source (evidence),
+    difference, 95 % prediction, verdict. An anchor, which is a baseline's number from a study other than the
+    reproduced one, is only a check of our own baseline: outside the interval it is flagged as such.
+    """
+    sources, rows = (published or load_published())["sources"], []
+    for row in summary[summary.model.isin(summary[summary.reported.notna()].model)].itertuples():
+        spread = "" if math.isnan(row.std) else f" ±{row.std:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}]"
+        cells = ["", "", "", "", "no published number"]
+        if not math.isnan(row.reported):
+            low, high = _around(row.mean, row.std * math.sqrt(1 + 1 / row.n_seeds), row.n_seeds)
+            verdict = "ours is higher" if row.reported < low else "ours is lower" if row.reported > high else "inside"
+            if verdict != "inside" and sources[row.reported_source.split(" (")[0]].get("anchor"):
+                verdict += ": check the baseline (anchor)"
+            judged = [f"{max(low, 0):.1f} to {min(high, 100):.1f}", verdict]
+            judged = ["-", "one seed: no verdict"] if math.isnan(low) else judged
+            cells = [f"{row.reported:.2f}", row.reported_source, f"{row.mean - row.reported:+.1f}", *judged]
+        name = METHODS.get(row.method, row.method)
+        rows.append([row.model, row.dataset, name, row.shots, f"{row.mean:.1f}{spread}", *cells])
+    columns = [*KEYS, "ours", "published", "source (evidence)", "difference", "95 % prediction", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def pipes(header, rows):
@@ -249,43 +263,13 @@ def write(results, folder, title, notes):
         means = overall(results)
         texts["overall.csv"] = means.to_csv(index=False, float_format="%.4f")
         notes = [*notes, "Means over shots and seeds; the difference is paired within seeds, with its 95 % interval.",
-                 *(pipes(*overall_rows(rows)) for _, rows in means.groupby("model"))]
+                 *(f"{model}:\n\n{pipes(*overall_rows(rows))}" for model, rows in means.groupby("model"))]
     except ValueError:
         pass
     texts["table.md"] = to_markdown(table, title, notes)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return {name: folder / name for name in texts}
-
-
-def load_published(path=None):
-    """Read published.json; ValueError for a missing key, an unknown name, a value outside 0..100 or a cell twice."""
-    path = Path(path or Path(__file__).parent / "assets" / "published.json")
-    data = json.loads(path.read_text(encoding="utf-8"))
-    parts = {"cells": [*KEYS, "value", "std", "n"], "statements": ["text"], "ablations": ["rows"]}  # needed keys
-
-    def require(fine, entry, problem, remedy):
-        if not fine:
-            raise ValueError(f"{path.name}, {entry}: {problem}; {remedy}")
-
-    def complete(entry, keys, name):
-        missing = [key for key in keys if key not in entry]
-        require(not missing, name, f"no {', '.join(missing)}", f"add it: all of {', '.join(keys)} are needed")
-
-    complete(data, ["sources", "evidence", *parts], "the file")
-    valid = {"source": data["sources"], "evidence": data["evidence"], "dataset": DATASETS, "method": METHODS}
-    for part, i in [(part, i) for part in parts for i in range(len(data[part]))]:
-        entry, name = data[part][i], f"{part}[{i}]"
-        complete(entry, [*parts[part], "source", "evidence"], name)
-        for key in valid.keys() & entry.keys():
-            require(entry[key] in valid[key], name, f"unknown {key} {entry[key]!r}", f"use {', '.join(valid[key])}")
-    seen = {}
-    for i, cell in enumerate(data["cells"]):
-        fine = type(cell["value"]) in (int, float) and 0 <= cell["value"] <= 100
-        require(fine, f"cells[{i}]", f"value {cell['value']!r} is no percentage", "give a number from 0 to 100")
-        first = seen.setdefault(tuple(cell[key] for key in KEYS), i)
-        require(first == i, f"cells[{i}]", f"the same cell as cells[{first}]", "keep the one with the better evidence")
-    return data
 
 
 def _starred(table):

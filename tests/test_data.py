@@ -192,8 +192,41 @@ def test_real_task_errors(tmp_path):
     write_trec(tmp_path, [{"question": "a", "coarse_label": 0}])
     with pytest.raises(MiniCPTError, match="no column 'text'; it has question, coarse_label"):
         data.load_task("trec", "real", tmp_path)
-    with pytest.raises(MiniCPTError, match="Unknown real task 'set_cls'"):
-        data.load_task("set_cls", "real", tmp_path)
+    with pytest.raises(MiniCPTError, match="Unknown real task 'sst5'. Did you mean 'sst2'"):
+        data.load_task("sst5", "real", tmp_path)
+    (tmp_path / "trec" / "train.jsonl").write_text("no json")
+    with pytest.raises(MiniCPTError, match="train.jsonl cannot be read"):
+        data.load_task("trec", "real", tmp_path)
+    assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), "generated: there is no other"
+
+
+@pytest.mark.parametrize("name, row, text, label", [
+    ("rte", {"premise": "a {} b", "hypothesis": "c", "idx": 0, "label": 1}, "claim: c\ntext: a {} b", "not_entailment"),
+    ("boolq", {"question": "is it", "passage": "it is", "idx": 0, "label": 1}, "question: is it?\ntext: it is", "True"),
+])  # fmt: skip
+def test_tasks_of_two_columns(tmp_path, name, row, text, label):
+    (tmp_path / name).mkdir()
+    for split in ("train", "test"):
+        (tmp_path / name / f"{split}.jsonl").write_text("\n".join(json.dumps({**row, "label": i}) for i in (0, 1)))
+    assert data.load_task(name, "real", tmp_path).train[1] == (text, label)
+    for split in ("train", "test"):
+        (tmp_path / name / f"{split}.jsonl").write_text(json.dumps({"text": "a", "label": 0}))
+    with pytest.raises(MiniCPTError, match="has no column '(hypothesis|question)'; it has text, label"):
+        data.load_task(name, "real", tmp_path)
+
+
+@pytest.mark.parametrize("message", ["Dataset 'CogComp/trec' is a gated dataset on the Hub. You must be authenticated.",
+                                     "Dataset 'CogComp/trec' doesn't exist on the Hub or cannot be accessed."])
+def test_a_gated_or_missing_data_set_is_explained(message, monkeypatch):
+    import datasets
+
+    def refused(*args, **kwargs):
+        raise datasets.exceptions.DatasetNotFoundError(message)
+
+    monkeypatch.delenv("MINICPT_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    with pytest.raises(MiniCPTError, match="Cannot load CogComp/trec from the hub: Dataset .* Without a network"):
+        data.load_task("trec", "real")
 
 
 def test_no_network_when_the_hub_is_asked(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 from minicpt import experiments
 from minicpt.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
-from minicpt.experiments import Cell, Store, grid, run_cell, run_grid
+from minicpt.executors import run_grid
+from minicpt.experiments import Cell, Store, grid, run_cell
 
 CELL = Cell("trec", "icl", 2, 0, n_test=8)
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +43,12 @@ def test_the_key_names_everything_that_matters():
     keys = {CELL.key()}
     for change in (
         dict(dataset="sst2"), dict(method="zero"), dict(shots=4), dict(seed=1), dict(labels="arbitrary"),
-        dict(n_test=9), dict(per_class=True), dict(label_score="sum"), dict(max_length=100), dict(hp=(("lr", 1.0),)),
+        dict(n_test=9), dict(dtype="bfloat16"), dict(per_class=True), dict(label_score="sum"), dict(max_length=100), dict(hp=(("lr", 1.0),)),
     ):  # fmt: skip
         keys.add(replace(CELL, **change).key())
-    assert len(keys) == 11
+    assert len(keys) == 12
     assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
-    assert replace(CELL, data_dir="elsewhere").key() == CELL.key()
+    assert replace(CELL, data_dir="elsewhere").key() == replace(CELL, device="cpu").key() == CELL.key()
     config = CELL.config()
     assert (
         json.loads(json.dumps(config)) == config
@@ -187,6 +189,28 @@ def test_table_command_twice(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_models_real_data_in_one_table(tmp_path):
+    """Table 1 as a researcher runs it: models by name, data in the hub's schema, half precision."""
+    from minicpt.base_models import MICRO
+
+    rows = [{"sentence": f"a {word} film number {i}", "label": i % 2, "idx": i}
+            for i, word in enumerate(["bad", "good"] * 10)]  # fmt: skip
+    (tmp_path / "data" / "sst2").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "data" / "sst2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copytree(MICRO, tmp_path / "another")
+    run = command("table", "--model", "micro", str(tmp_path / "another"), "--data", "real", "--data-dir",
+                  str(tmp_path / "data"), "--datasets", "sst2", "set_cls", "--methods", "zero", "icl", "--shots", "2",
+                  "--seeds", "1", "--n-test", "6", "--dtype", "bfloat16", "--out", str(tmp_path / "out"))  # fmt: skip
+    assert run.returncode == 0 and "8 cells, 0 already" in run.stdout, run.stderr
+    results = list(Store(tmp_path / "out").results())
+    assert {r["config"]["model"] for r in results} == {"micro", str(tmp_path / "another")}
+    assert all(r["dtype"] == r["config"]["dtype"] == "bfloat16" for r in results)
+    icl = [r for r in results if r["config"]["method"] == "icl"]
+    assert all(r["loss"]["train"] > 0 and r["loss"]["test"] > 0 for r in icl)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -197,6 +221,7 @@ def test_table_command_twice(tmp_path):
         (["cell", "--shots", "5000"], "Cannot draw 5000 shots from"),
         (["cell", "--shots", "0"], "needs at least one shot"),
         (["cell", "--hp", "{lr: 1}"], "must be a JSON object"),
+        (["table", "--executor", "slurm", "--slurm", "gpus"], "--slurm takes NAME=VALUE"),
         (["cell", "--hp", '{"epsilom": 1}'], "Unknown hyper-parameter 'epsilom'. Did you mean 'epsilon'"),
         (["table", "--out", "/proc/nowhere", "--datasets", "trec", "--methods", "zero", "--seeds", "1"], "another --out"),
     ],
@@ -207,7 +232,5 @@ def test_bad_arguments_end_with_one_clear_line(args, message):
 
 
 def test_help_names_every_command():
-    text = command("--help").stdout
-    assert all(
-        re.search(rf"^\s+{name}\b", text, re.M) for name in ("table", "cell", "tasks", "models", "check-install")
-    )
+    text, names = command("--help").stdout, ("table", "ablations", "cell", "tasks", "models", "check-install")
+    assert all(re.search(rf"^\s+{name}\b", text, re.M) for name in names)

@@ -170,7 +170,8 @@ def test_builder_normalises_what_differs_between_machines():
 @pytest.fixture(scope="module")
 def tiny_store(tmp_path_factory):
     """A store of eight cells, an older setting and a failure."""
-    from minicpt.experiments import Cell, Store, grid, run_grid
+    from minicpt.executors import run_grid
+    from minicpt.experiments import Cell, Store, grid
 
     store = Store(tmp_path_factory.mktemp("store"))
     assert not run_grid([Cell("trec", "cpt", 2, 0, n_test=8, hp=(("epochs", 1), ("lr", 0.5)))], store)

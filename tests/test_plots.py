@@ -116,6 +116,25 @@ def test_delta_norms_tells_held_free_and_frozen_tokens_apart():
     assert len(whole.containers[0]) == 1 and [t.get_text() for t in whole.get_xticklabels()] == ["a", "b"]
 
 
+def test_loss_by_shots_draws_queries_solid_and_examples_dashed():
+    found = [r for r in results() if r["config"]["dataset"] == "sst2"]
+    for r in found:
+        k = r["config"]["shots"]
+        r["loss"] = {"test": 2.0 + r["config"]["seed"], "train": 1 / k if k else None}  # zero-shot has no examples
+    figure = plots.loss_by_shots(found)
+    (panel,) = figure.axes
+    lines = [line for line in panel.lines if len(line.get_xdata())]
+    methods = {r["config"]["method"] for r in found} - {"zero"}
+    assert len(lines) == 2 * len(methods) and panel.get_yscale() == "log"
+    solid, dashed = lines[0], lines[1]
+    seeds = {r["config"]["seed"] for r in found if r["config"]["shots"]}
+    assert solid.get_linestyle() == "-" and list(solid.get_ydata()) == pytest.approx(
+        [2 + sum(seeds) / len(seeds)] * len(solid.get_xdata()))
+    assert dashed.get_linestyle() == "--" and list(dashed.get_ydata()) == pytest.approx([1 / k for k in dashed.get_xdata()])
+    with pytest.raises(ValueError, match="one setting.*filter first"):
+        plots.loss_by_shots(found + [{**r, "config": {**r["config"], "model": "other"}} for r in found])
+
+
 def test_what_cannot_be_drawn_is_refused_with_the_reason():
     both = results() + results(model="other")
     for draw, rows in ((plots.accuracy_by_shots, tables.summary(both)), (plots.difference_to_icl, tables.paired(both)),

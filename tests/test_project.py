@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
 # reading order: a module imports only from those before it (inside functions, too)
 ORDER = ["errors", "masks", "projection", "loss", "embeddings", "configs", "saving", "outputs", "prefix", "evaluate",
-         "iapt", "forward", "model", "base_models", "data", "train", "context_tuning", "methods", "classifier", "experiments",
-         "tables", "plots", "ablations", "__main__"]  # fmt: skip
+         "iapt", "forward", "model", "memory", "base_models", "data", "train", "context_tuning", "trainers", "methods",
+         "classifier", "experiments", "executors", "published", "tables", "plots", "ablations", "__main__"]  # fmt: skip
 CORE = ["masks", "projection", "loss", "embeddings"]
 
 
@@ -34,7 +34,7 @@ def test_every_module_is_in_the_reading_order():
 def test_compact():
     assert sum(map(lines, CORE)) <= 600
     assert max(map(lines, ORDER)) <= 320
-    assert sum(map(lines, ORDER)) <= 3300
+    assert sum(map(lines, ORDER)) <= 5100
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -113,7 +113,7 @@ def test_hyperparameters_are_there_for_every_trained_method():
 
 def test_the_make_targets_of_the_readme_exist():
     readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
-    for target in set(re.findall(r"`make ([a-z-]+)", readme)):
+    for target in set(re.findall(r"`make ([a-z0-9-]+)", readme)):
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 

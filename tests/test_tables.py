@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from minicpt import tables
+from minicpt.errors import MiniCPTError
 
 BLOOM = "bigscience/bloom-1b7"
 ACCURACIES = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=14)
@@ -253,9 +254,25 @@ def test_markdown_has_one_row_a_method_and_the_published_numbers():
     assert text.startswith("# Few shot\n\nA note.\n\nAnother.\n") and f"## {BLOOM}" in text and "(seeds: 3)" in text
     assert "| 2 | CPT | **91.0 ±1.0** |" in text and "| 2 | ICL | 31.0 ±1.0 |" in text
     low, high = tables.prediction_interval([90, 91, 92])
-    assert f"| {BLOOM} | dbpedia | CPT | 2 | 91.0 | {low:.1f} to {high:.1f} | no | 58.85 | cpt (review) |" in text
+    assert f"| 58.85 | cpt (review) | +32.1 | {low:.1f} to {high:.1f} | ours is higher |" in text
     assert tables.to_markdown(tables.summary([found[0]]), "t", []).count("one seed") == 1
     assert "published" not in tables.to_markdown(tables.summary([result()]), "t", [])
+
+
+def test_beside_judges_by_the_prediction_interval_and_says_where_there_is_no_number():
+    found = [result(m, a + s * seed, seed, k, dataset, model=BLOOM) for seed in range(3) for m, k, dataset, a, s in
+             [("cpt", 2, "dbpedia", 0.2, 0.01), ("icl", 2, "dbpedia", 0.9, 0.01), ("icl", 4, "dbpedia", 0.2, 0.1),
+              ("pt", 2, "dbpedia", 0.5, 0.1)]]  # fmt: skip
+    found += [result("icl", 0.5), result("zero", 0.475, 0, 0, "dbpedia", model=BLOOM)]
+    table = tables.beside(tables.summary(found))
+    assert set(table.model) == {BLOOM}, "a model without any published number is not beside one"
+    verdict = table.set_index(["method", "shots"]).verdict.to_dict()
+    assert verdict == {("CPT", 2): "ours is lower", ("ICL", 2): "ours is higher: check the baseline (anchor)",
+                       ("ICL", 4): "inside", ("PT", 2): "no published number", ("zero-shot", 0): "one seed: no verdict"}
+    row = table.set_index(["method", "shots"]).loc["CPT", 2]
+    half = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    assert row.ours == f"21.0 ±1.0 [{21 - half:.1f}, {21 + half:.1f}]" and row.difference == "-37.9"
+    assert tables.beside(tables.summary([result()])).empty
 
 
 def test_latex_escapes_and_rules():
@@ -319,6 +336,11 @@ def _twice(data):
     (lambda data: data["cells"][5].update(value=101), r"cells\[5\]: value 101 is no percentage"),
     (lambda data: data["cells"][5].update(value=math.nan), r"cells\[5\]: value nan"),
     (lambda data: data["cells"][5].update(value="96.5"), r"cells\[5\]: value '96.5'"),
+    (lambda data: data["cells"][8].update(std=-1), r"cells\[8\]: std -1 is no spread"),
+    (lambda data: data["cells"][8].update(n=1.5), r"cells\[8\]: n 1.5 is no count"),
+    (lambda data: data["cells"][8].update(shots="2"), r"cells\[8\]: shots '2' is no count"),
+    (lambda data: data["cells"].append("58.85"), r"cells\[31\]: '58.85' is no object"),
+    (lambda data: data["sources"].update(blog={"url": "x"}), r"sources.blog: no citation"),
 ])
 def test_a_bad_published_file_names_the_entry(tmp_path, spoil, message):
     data = copy.deepcopy(PUBLISHED)
@@ -327,6 +349,25 @@ def test_a_bad_published_file_names_the_entry(tmp_path, spoil, message):
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         tables.load_published(path)
+
+
+def test_a_published_file_that_is_no_json_says_where(tmp_path):
+    (tmp_path / "published.json").write_text('{"sources": {},}')
+    with pytest.raises(MiniCPTError, match="published.json is not valid JSON: .*line 1.*comma"):
+        tables.load_published(tmp_path / "published.json")
+
+
+def test_a_readers_own_number_stands_beside_ours(tmp_path):
+    data = copy.deepcopy(PUBLISHED)
+    data["sources"]["mine"] = {"citation": "A later paper, Table 7.", "url": "doi:10/x"}
+    data["evidence"]["read"] = "read in the paper"
+    data["cells"].append({"model": BLOOM, "dataset": "rte", "method": "cpt", "shots": 4, "value": 60,
+                          "source": "mine", "evidence": "read"})  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps(data))
+    published = tables.load_published(tmp_path / "mine.json")
+    found = [result("cpt", 0.5 + seed / 100, seed, 4, "rte", model=BLOOM) for seed in range(3)]
+    table = tables.beside(tables.summary(found, published=published), published)
+    assert table.loc[0, "published"] == "60.00" and table.loc[0, "source (evidence)"] == "mine (read)"
 
 
 def test_overall_is_the_paired_difference_of_the_seeds_means():
