@@ -37,9 +37,9 @@ def test_every_exercise_has_a_checker_and_three_wrong_answers(right):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_masters_solution_is_right(name, right, capsys):
-    for _ in range(10):  # on fresh input each time
+    for _ in range(3):  # on fresh input each time
         getattr(check, name)(right[name])
-    assert capsys.readouterr().out.count(f"Exercise {getattr(check, name).exercise}: right.") == 10
+    assert capsys.readouterr().out.count(f"Exercise {getattr(check, name).exercise}: right.") == 3
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_masters_solution_is_right(name, right, capsys):
 )
 def test_a_wrong_answer_is_named(name, number):
     function, words = WRONG[name][number]
-    for _ in range(20):
+    for _ in range(5):
         with pytest.raises(check.NotYet) as error:
             getattr(check, name)(function)
         assert words in str(error.value)

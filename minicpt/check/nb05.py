@@ -16,61 +16,68 @@ def differing(wrong: dict, want) -> dict:
     return {words: value for words, value in wrong.items() if not torch.allclose(value, want, rtol=1e-3, atol=1e-3)}
 
 
+def loss_case(generator: torch.Generator, shots: int) -> tuple:
+    """Draw a row: arguments of the student's function, its terms, the loss, and typical wrong losses by their words."""
+    types, V = types_of(generator, shots + 1), 11
+    S, gamma = len(types), float(0.4 + 0.5 * torch.rand(1, generator=generator))
+    ids = torch.randint(0, V, (S,), generator=generator)
+    logits = 2 * torch.randn(S, V, generator=generator)
+    at = masks.is_label(types).nonzero()[:, 0]
+    zeros = (types % 4 == 0).nonzero()[:, 0]
+    back = torch.arange(len(at)).flip(0)
+
+    def losses(where=at, shift=1):
+        log_p = logits.log_softmax(-1)
+        return -log_p[where - shift].gather(1, ids[where][:, None])[:, 0]
+
+    def weighed(terms, exponent=back):
+        return (gamma ** exponent.float() * terms).sum()
+
+    labels = ids.masked_fill(~masks.is_label(types), IGNORE)
+    want = label_loss(logits[None], labels[None], types[None], gamma, "sum")
+    wrong = {
+        "off by one: the logits at position s speak about token s + 1, so a label at s is read at s - 1.":
+            weighed(losses(shift=0)),
+        "off by one to the other side: a label at s is read at s - 1, not s - 2.": weighed(losses(shift=2)),
+        "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.":
+            weighed(losses(), back.flip(0)),
+        "the last label, the training example's, weighs gamma; it must weigh 1.": weighed(losses(), back + 1),
+        "gamma is not used: earlier labels weigh less.": losses().sum(),
+        "only the training example's label counts; the context's labels belong to the loss, too.": losses()[-1],
+        "the training example's label is missing: it is the last one of the row.": want - losses()[-1],
+        "it is the mean over the labels (PEFT's variant); the paper's loss is the sum.": want / len(at),
+        "it is divided by the sum of the weights; the paper's loss is the plain weighted sum.":
+            want / (gamma ** back.float()).sum(),
+        "all tokens count; only the labels are targets.": losses(torch.arange(1, S)).sum(),
+        "all tokens count, averaged; only the labels are targets, and they are summed.":
+            losses(torch.arange(1, S)).mean(),
+        "the separators count as labels: type 0 is a multiple of 4, but no label.":
+            weighed(losses(zeros), (types.max() - types[zeros]) // 4),
+        "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
+    }  # fmt: skip
+    return (logits, ids, types, gamma), gamma ** back.float() * losses(), want, wrong
+
+
 @checker("05.1")
 def row_loss(student, generator):
     """Sum over the row's labels of gamma^(labels after it) times the cross-entropy, read one place before."""
     import matplotlib.pyplot as plt
 
-    for shots in (4, 2, 3):
-        types, V = types_of(generator, shots + 1), 11
-        S, gamma = len(types), float(0.4 + 0.5 * torch.rand(1, generator=generator))
-        ids = torch.randint(0, V, (S,), generator=generator)
-        logits = 2 * torch.randn(S, V, generator=generator)
-        at = masks.is_label(types).nonzero()[:, 0]
-        back = torch.arange(len(at)).flip(0)
-
-        def losses(where=at, shift=1):
-            log_p = logits.log_softmax(-1)
-            return -log_p[where - shift].gather(1, ids[where][:, None])[:, 0]
-
-        def weighed(terms, exponent=back):
-            return (gamma ** exponent.float() * terms).sum()
-
-        want = weighed(losses())
-        labels = ids.masked_fill(~masks.is_label(types), IGNORE)
-        library = label_loss(logits[None], labels[None], types[None], gamma, "sum")
-        expect(torch.allclose(want, library, atol=1e-4), "the checker disagrees with the library: please report it.")
-        everywhere = torch.arange(1, S)
-        zeros = (types % 4 == 0).nonzero()[:, 0]
-        distance = (types.max() - types[zeros]) // 4
-        wrong = {
-            "off by one: the logits at position s speak about token s + 1, so a label at s is read at s - 1.":
-                weighed(losses(shift=0)),
-            "off by one to the other side: a label at s is read at s - 1, not s - 2.": weighed(losses(shift=2)),
-            "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.":
-                weighed(losses(), back.flip(0)),
-            "the last label, the training example's, weighs gamma; it must weigh 1.": weighed(losses(), back + 1),
-            "gamma is not used: earlier labels weigh less.": losses().sum(),
-            "only the training example's label counts; the context's labels belong to the loss, too.": losses()[-1],
-            "the training example's label is missing: it is the last one of the row.": weighed(losses()) - losses()[-1],
-            "it is the mean over the labels (PEFT's variant); the paper's loss is the sum.": want / len(at),
-            "it is divided by the sum of the weights; the paper's loss is the plain weighted sum.":
-                want / (gamma ** back.float()).sum(),
-            "all tokens count; only the labels are targets.": losses(everywhere).sum(),
-            "all tokens count, averaged; only the labels are targets, and they are summed.": losses(everywhere).mean(),
-            "the separators count as labels: type 0 is a multiple of 4, but no label.":
-                weighed(losses(zeros), distance),
-            "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
-        }  # fmt: skip
-        got = student(logits, ids, types, gamma)
-        same(got, want, differing(wrong, want), "the loss")
-        names = ["context label"] * shots + ["training label"]
-        weights, terms = gamma ** back.float(), losses()
+    given, terms, want, wrong = zip(*(loss_case(generator, shots) for shots in (4, 2, 3)))
+    got = [student(*arguments) for arguments in given]
+    # all rows at once: one number alone may hit a wrong one by chance
+    same(
+        got,
+        list(want),
+        {words: [case[words] for case in wrong] for words in wrong[0]},
+        "the list of three rows' losses",
+    )
+    names = ["context label"] * (len(terms[0]) - 1) + ["training label"]
     figure, panel = plt.subplots(figsize=(6.5, 1.9), layout="constrained")
     left = 0.0
-    for k, (name, term) in enumerate(zip(names, (weights * terms).tolist())):
-        panel.barh(0, term, left=left, color="#D55E00" if k == len(names) - 1 else "#56B4E9", edgecolor="black",
-                   label=name if name not in names[:k] else None)  # fmt: skip
+    for k, (name, term) in enumerate(zip(names, terms[0].tolist())):
+        panel.barh(0, term, left=left, color="#D55E00" if name == names[-1] else "#56B4E9",
+                   edgecolor="black", label=name if name not in names[:k] else None)  # fmt: skip
         left += term
     panel.set(xlabel="weighted cross-entropy, summed up", yticks=[])
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -183,7 +190,8 @@ def training_step(student, generator):
         P, D, lr = len(types), 4, float(0.2 + 0.3 * torch.rand(1, generator=generator))
         free = masks.is_updated(types)[:, None]
         epsilon = 0.6 + 0.4 * torch.rand(P, generator=generator)
-        gradient = 3 * torch.randn(P, D, generator=generator)
+        size = torch.linspace(0.2, 7, P)[torch.randperm(P, generator=generator)]  # some steps stay inside their ball
+        gradient = size[:, None] * torch.randn(P, D, generator=generator)
         delta = project(torch.randn(P, D, generator=generator), 0.9 * epsilon) * free
 
         def ball(x):
