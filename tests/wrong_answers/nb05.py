@@ -1,0 +1,78 @@
+"""Typical wrong answers to the exercises of notebook 05, and words that the checker's message must hold."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+
+def loss(shift=1, exponent=lambda n: torch.arange(n).flip(0), zeros=False, mean=False):
+    def row_loss(logits, ids, types, gamma):
+        at = ((types % 4 == 0) & ((types > 0) | zeros)).nonzero()[:, 0]
+        back = (types.max() - types[at]) // 4 if zeros else exponent(len(at))
+        terms = gamma ** back.float() * cross_entropy(logits[at - shift], ids[at], reduction="none")
+        return terms.mean() if mean else terms.sum()
+
+    return row_loss
+
+
+def training_label_only(logits, ids, types, gamma):
+    at = (types == types.max()).nonzero()[0, 0]
+    return cross_entropy(logits[at - 1], ids[at])
+
+
+def freeze_in_place(gradient, types):
+    gradient[types % 4 == 0] = 0
+    return gradient
+
+
+def each(delta, epsilon):
+    return delta * (epsilon / torch.maximum(delta.norm(dim=1), epsilon))[:, None]
+
+
+def together(delta, epsilon):
+    return delta * (epsilon.norm() / torch.maximum(delta.norm(), epsilon.norm()))
+
+
+def divided_by_norm(delta, epsilon):
+    norm = delta.norm(dim=1)
+    return delta / norm[:, None] * torch.minimum(norm, epsilon)[:, None]
+
+
+def free(types):
+    return (types % 4 > 0)[:, None]
+
+
+WRONG = {
+    "row_loss": [
+        (loss(shift=0), "off by one"),
+        (loss(exponent=torch.arange), "wrong way round"),
+        (loss(exponent=lambda n: torch.arange(n).flip(0) + 1), "it must weigh 1"),
+        (loss(zeros=True), "separators count as labels"),
+        (loss(mean=True), "the mean over the labels"),
+        (training_label_only, "only the training example's label"),
+        (lambda logits, ids, types, gamma: -loss()(logits, ids, types, gamma), "the sign is turned"),
+    ],
+    "freeze": [
+        (lambda gradient, types: gradient * (types > 0)[:, None], "the labels still have a gradient"),
+        (lambda gradient, types: gradient * ((types == 0) | (types % 4 > 0))[:, None], "separators still have"),
+        (lambda gradient, types: gradient[types % 4 > 0], "cut out"),
+        (lambda gradient, types: gradient * (types % 4 == 0)[:, None], "wrong way round"),
+        (lambda gradient, types: gradient * (types % 4)[:, None], "multiplied by their role"),
+        (freeze_in_place, "in place"),
+    ],
+    "project_tokens": [
+        (together, "projected together"),
+        (lambda delta, epsilon: delta / delta.norm(dim=1, keepdim=True) * epsilon[:, None], "also those inside"),
+        (lambda delta, epsilon: delta.clamp(-epsilon[:, None], epsilon[:, None]), "that is a box"),
+        (divided_by_norm, "0/0"),
+        (lambda delta, epsilon: delta, "nothing was projected"),
+        (lambda delta, epsilon: each(delta, epsilon[:1]), "first row's radius"),
+    ],
+    "training_step": [
+        (lambda delta, g, types, epsilon, lr: each(delta + lr * g * free(types), epsilon), "it goes up"),
+        (lambda delta, g, types, epsilon, lr: each(delta - lr * g, epsilon), "labels and separators moved"),
+        (lambda delta, g, types, epsilon, lr: delta - lr * g * free(types), "nothing was projected"),
+        (lambda delta, g, types, epsilon, lr: delta + each(-lr * g * free(types), epsilon), "the step is projected"),
+        (lambda delta, g, types, epsilon, lr: together(delta - lr * g * free(types), epsilon), "all tokens are projected"),
+        (lambda delta, g, types, epsilon, lr: each(delta - g * free(types), epsilon), "learning rate is not used"),
+    ],
+}  # fmt: skip
