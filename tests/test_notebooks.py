@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"parameters", "nbval-check-output", "nbval-skip", "skip-execution", "stub", "solution", "hint"}
+TAGS = {"parameters", "nbval-check-output", "nbval-skip", "skip-execution", "exercise", "solution", "check", "hint"}
 ABSOLUTE = re.compile(r"(?<![\w.~])/(home|root|tmp|work|Users|usr|opt|var)/")
 
 
