@@ -100,7 +100,7 @@ def label_score(student, generator):
         }
         same(student(logits, n_prompt, label), want, wrong, "the score")
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
-    panel.imshow(log_p.exp(), cmap="Blues", aspect="auto")
+    panel.imshow(log_p.exp().tolist(), cmap="Blues", aspect="auto")
     panel.plot(label, range(n_prompt - 1, n_prompt - 1 + n_label), "s", color="#D55E00", markerfacecolor="none", ms=14)
     panel.set(xlabel="token of the vocabulary", ylabel="position", title="what your function reads")
     plt.close(figure)

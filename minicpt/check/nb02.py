@@ -87,7 +87,7 @@ def calibrated(student, generator):
         same(student(scores, content_free), want, wrong, "the result")
     figure, panels = plt.subplots(1, 2, figsize=(6, 2.4), sharey=True, layout="constrained")
     for panel, rows, title in ((panels[0], p, "before"), (panels[1], student(scores, content_free), "after")):
-        panel.imshow(rows, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        panel.imshow(rows.tolist(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         panel.set(title=title, xlabel="label", xticks=range(C))
     panels[0].set_ylabel("query")
     plt.close(figure)
