@@ -33,7 +33,8 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick bench lab check-install notebooks clean
+.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick bench lab check-install notebooks exercises \
+  clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -95,6 +96,9 @@ check-install: setup  ## versions, device, one forward pass, one CPT step
 
 notebooks: setup  ## execute all master notebooks anew, outputs included
 	HF_HUB_OFFLINE=1 $(PYTHON) data_scripts/build_notebooks.py
+
+exercises: setup  ## derive exercises and solutions from the masters, execute nothing
+	$(PYTHON) data_scripts/build_notebooks.py --exercises
 
 clean:  ## remove results and caches, keep .venv
 	rm -rf results .pytest_cache .hypothesis build *.egg-info

@@ -1,13 +1,20 @@
-"""Execute the master notebooks in place and normalise them, so that a diff shows what changed and nothing else.
+"""Execute the master notebooks in place and normalise them; derive exercises and solutions from them.
 
-    python data_scripts/build_notebooks.py                        all of notebooks/*.ipynb
-    python data_scripts/build_notebooks.py notebooks/00*.ipynb    some of them
+    python data_scripts/build_notebooks.py                        execute all of notebooks/*.ipynb, then derive
+    python data_scripts/build_notebooks.py notebooks/00*.ipynb    execute some of them, then derive
+    python data_scripts/build_notebooks.py --exercises            derive notebooks/exercises/ and solutions/, execute nothing
+    python data_scripts/build_notebooks.py --nbgrader DIR         write the exercises for nbgrader: DIR/source/NN_name/
 
-What stays: cells with their ids and tags, outputs, execution counts. What goes: papermill's and widgets' metadata,
-timings, the kernel's version, absolute paths. A notebook whose cell fails, or writes to stderr, is not written.
+An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged `solution` (imports and one
+function with a docstring), a code cell tagged `check`. In exercises/ the function's body becomes a `NotImplementedError`.
+
+Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff shows what changed and
+nothing else. What goes: papermill's and widgets' metadata, timings, the kernel's version, absolute paths. A notebook whose
+cell fails, or writes to stderr, is not written.
 """
 
 import argparse
+import ast
 import os
 import re
 import sys
@@ -23,6 +30,15 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_OF_CELL = ("tags",)
+MASTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ROLES = ("exercise", "solution", "check")
+NOTE = {
+    "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise NotImplementedError`, write your "
+    "code, run it, and then the cell below it: it says in words what is wrong, or draws a picture. An exercise left out "
+    "stops nothing. When you are done, or stuck: [solutions]({other}). (Generated: change the master, not this file.)",
+    "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) first. (Generated: change the "
+    "master, not this file.)",
+}
 PATHS = [(str(ROOT), "."), (sys.prefix, "<venv>"), (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
 
 
@@ -82,12 +98,106 @@ def build(path: Path) -> str:
     return f"{path.name:32} {seconds:5.1f} s {path.stat().st_size / 1024:5.0f} KB"
 
 
+def exercises(master: nbformat.NotebookNode) -> list[tuple]:
+    """The exercises of a master as (task, solution, check) cells; ValueError if one of them is not three such cells."""
+    tags = [cell.metadata.get("tags", []) for cell in master.cells]
+    roles = [next((role for role in ROLES if role in have), None) for have in tags]
+    found = [i for i, role in enumerate(roles) if role == "exercise"]
+    expected = [(i + k, role) for i in found for k, role in enumerate(ROLES)]
+    if expected != [(i, role) for i, role in enumerate(roles) if role]:
+        raise ValueError(
+            f"an exercise is three cells in a row, tagged {', '.join(ROLES)}; found {list(filter(None, roles))}"
+        )
+    for i in found:
+        if not re.match(r"### Exercise \d\d\.\d: .+\n+Difficulty [1-5] of 5 · \d+ minutes", master.cells[i].source):
+            raise ValueError(
+                f"cell {master.cells[i].id}: begin with '### Exercise NN.k: title', 'Difficulty n of 5 · m minutes'"
+            )
+    return [tuple(master.cells[i : i + 3]) for i in found]
+
+
+def parts(solution: nbformat.NotebookNode) -> tuple[str, str]:
+    """Cut a solution cell into what a student is given, up to the docstring's end, and the body."""
+    *imports, function = ast.parse(solution.source).body
+    if (
+        not isinstance(function, ast.FunctionDef)
+        or not ast.get_docstring(function)
+        or not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in imports)
+    ):
+        raise ValueError(f"cell {solution.id}: a solution holds imports and then one function with a docstring")
+    lines, end = solution.source.splitlines(), function.body[0].end_lineno
+    return "\n".join(lines[:end]), "\n".join(lines[end:])
+
+
+def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
+    """Make the "exercises", "solutions" or "nbgrader" notebook of a master, without outputs; None if it has no exercise."""
+    notebook = nbformat.read(path, as_version=4)
+    if not (found := exercises(notebook)):
+        return None
+    for cell in notebook.cells:
+        # links lead from a folder further down
+        cell.source = (
+            re.sub(r"\]\((?!https?:|#)", "](../", cell.source) if cell.cell_type == "markdown" else cell.source
+        )
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag in ("parameters", *ROLES)]
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.execution_count, cell.outputs = None, []
+    for task, solution, check in found:
+        (given, body), title = parts(solution), task.source.split("\n")[0].removeprefix("### ")
+        if kind == "exercises":
+            solution.source = f'{given}\n    raise NotImplementedError("{title}")'
+            solution.metadata.tags = ["stub"]
+            check.metadata.tags = ["check", "raises-exception"]  # "run all" goes on after an exercise left out
+        elif kind == "nbgrader":
+            solution.source = f"{given}\n    ### BEGIN SOLUTION\n{body}\n    ### END SOLUTION"
+            points = int(re.search(r"Difficulty (\d)", task.source)[1])
+            for cell, more in ((solution, {"grade": False, "solution": True, "locked": False}),
+                               (check, {"grade": True, "solution": False, "locked": True, "points": points})):  # fmt: skip
+                cell.metadata["nbgrader"] = {"schema_version": 3, "grade_id": cell.id, "task": False, **more}
+    if kind != "nbgrader":
+        other = {"exercises": "solutions", "solutions": "exercises"}[kind]
+        note = NOTE[kind].format(master=f"../{path.name}", other=f"../{other}/{path.name}")
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id=f"{kind}-note"))
+    return notebook
+
+
+def write_derived(folder: Path) -> list[Path]:
+    """Write exercises/ and solutions/ of all masters into `folder`, remove what has no master any more."""
+    written = []
+    for kind in NOTE:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for path in MASTERS:
+            if notebook := derive(path, kind):
+                written.append(folder / kind / path.name)
+                nbformat.write(notebook, written[-1])
+        for left in set((folder / kind).glob("*.ipynb")) - set(written):
+            left.unlink()
+    return written
+
+
+def write_nbgrader(folder: Path) -> list[Path]:
+    """Write the exercises in nbgrader's course layout, with the solutions between its markers."""
+    written = []
+    for path in MASTERS:
+        if notebook := derive(path, "nbgrader"):
+            written.append(folder / "source" / path.stem / path.name)
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, written[-1])
+    return written
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to execute [all masters]")
+    parser.add_argument("--exercises", action="store_true", help="derive exercises and solutions, execute nothing")
+    parser.add_argument("--nbgrader", type=Path, metavar="DIR", help="write the exercises for nbgrader, nothing else")
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed at once [2]")
     args = parser.parse_args()
-    paths = args.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if args.nbgrader:
+        print(*write_nbgrader(args.nbgrader), sep="\n")
+        return 0
+    paths = [] if args.exercises else args.notebooks or MASTERS
     failed = 0
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         for path, done in [(path, pool.submit(build, path)) for path in paths]:
@@ -96,6 +206,7 @@ def main() -> int:
             except Exception as error:  # the others still get their turn
                 failed += 1
                 print(f"{path.name}: {str(error).strip()}", file=sys.stderr, flush=True)
+    print(f"{len(write_derived(ROOT / 'notebooks'))} notebooks in exercises/ and solutions/")
     return 1 if failed else 0
 
 
