@@ -46,7 +46,7 @@ SIZES = {
 }  # fmt: skip
 SHOTS = {"cpu": (2, 6, 12, 20), "cuda": (2, 6, 10, 20, 35, 50)}
 ROWS = {"cpu": (1, 4, 12), "cuda": (1, 2, 4, 8, 16)}
-SCORED = 4  # queries in a batch; PEFT's logits of more would not fit beside BLOOM's vocabulary
+SCORED = 16  # queries in a batch
 COLOURS = {"PEFT": "#0072B2", "minicpt": "#D55E00", "limit": "#777777"}
 
 
