@@ -8,6 +8,7 @@ mkdir -p "$folder"/{state,spool,munge}
 chmod 755 "$folder"
 cores=$(nproc) memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
 host=$(hostname -s)
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 cat > "$folder/slurm.conf" <<EOF
 ClusterName=minicpt
@@ -24,8 +25,8 @@ JobRequeue=1
 ReturnToService=2
 KillWait=1
 MpiDefault=none
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$(free_port)
+SlurmdPort=$(free_port)
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid

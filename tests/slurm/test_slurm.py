@@ -33,7 +33,8 @@ def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     started = subprocess.run([HERE / "start.sh", folder], capture_output=True, text=True)
     try:
-        assert started.returncode == 0, started.stderr
+        if started.returncode:
+            pytest.skip(f"SLURM does not start on this machine: {started.stderr[-1000:]}")
         os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
         os.environ["PYTHONPATH"] = str(ROOT)
         yield folder
