@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 
+from minicpt.errors import MiniCPTError
 from minicpt.tables import METHODS
 
 GREY = "#777777"
@@ -215,6 +216,26 @@ def show(figure, alt):
     """Show the figure in a notebook as a small PNG; `alt` describes it for those who cannot see it."""
     from IPython.display import Image, display
     display(Image(save(figure, io.BytesIO()).getvalue(), alt=alt))
+
+
+def explore(draw, alt, interactive=False, **controls):
+    """Show the figure `draw(**values)` as `show` does; with `interactive`, redraw it with sliders and text fields.
+
+    A control is `name=(values, start)`, a slider over a list, or `name="text"`, a text field. Without `interactive` the
+    figure at the start values is shown, which is what people read on the web and what tests run.
+    Errors: MiniCPTError if `interactive` and ipywidgets is missing.
+    """
+    start = {name: value if isinstance(value, str) else value[1] for name, value in controls.items()}
+    if not interactive:
+        return show(draw(**start), alt)
+    try:
+        import ipywidgets
+    except ImportError:
+        raise MiniCPTError("sliders need the package ipywidgets: `pip install ipywidgets` and restart the kernel, or set "
+                           "interactive = False for the static figure.") from None  # fmt: skip
+    fields = {name: ipywidgets.Text(value, continuous_update=False) if isinstance(value, str) else
+              ipywidgets.SelectionSlider(options=value[0], value=value[1]) for name, value in controls.items()}  # fmt: skip
+    ipywidgets.interact(lambda **values: show(draw(**values), alt), **fields)
 
 
 def _panels(count, columns, width, height, **kwargs):

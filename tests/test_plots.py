@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from minicpt import plots, tables
+from minicpt import MiniCPTError, plots, tables
 
 matplotlib.use("Agg")
 METHODS = ["zero", "icl", "pt", "lora", "cpt", "cpt_instr"]
@@ -157,3 +157,39 @@ def test_save_writes_a_small_png_and_keeps_no_figure_open(tmp_path):
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, minicpt.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def drawing():
+    """A function that draws nothing and notes what it was asked for."""
+    def draw(epsilon, text):
+        draw.seen.append((epsilon, text))
+        return matplotlib.figure.Figure(figsize=(1, 1))
+
+    draw.seen = []
+    return draw
+
+
+def test_explore_shows_the_start_without_widgets(drawing, capsys):
+    plots.explore(drawing, "an empty figure", epsilon=([0.1, 0.5, 1.0], 0.5), text="good film")
+    assert drawing.seen == [(0.5, "good film")]
+
+
+def test_explore_redraws_when_a_control_moves(drawing, monkeypatch):
+    import ipywidgets
+
+    made = []
+    monkeypatch.setattr(ipywidgets, "interact", lambda redraw, **fields: made.append((redraw, fields)))
+    plots.explore(drawing, "an empty figure", interactive=True, epsilon=([0.1, 0.5, 1.0], 0.5), text="good film")
+    (redraw, fields), = made
+    assert (fields["epsilon"].options, fields["epsilon"].value, fields["text"].value) == ((0.1, 0.5, 1.0), 0.5, "good film")
+    redraw(epsilon=1.0, text="bad film")
+    assert drawing.seen == [(1.0, "bad film")]
+
+
+def test_explore_says_what_to_install(drawing, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(MiniCPTError, match="pip install ipywidgets"):
+        plots.explore(drawing, "an empty figure", interactive=True, epsilon=([0.1], 0.1), text="")
+    plots.explore(drawing, "an empty figure", epsilon=([0.1], 0.1), text="")
+    assert drawing.seen == [(0.1, "")]
