@@ -8,6 +8,9 @@
 An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged `solution` (imports and one
 function with a docstring), a code cell tagged `check`. In exercises/ the function's body becomes a `NotImplementedError`.
 
+The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If pyproject.toml names the repository's GitHub
+address ([project.urls] Repository), exercises and solutions begin with a badge that opens them in Colab.
+
 Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff shows what changed and
 nothing else. What goes: papermill's and widgets' metadata, timings, the kernel's version, absolute paths. A notebook whose
 cell fails, or writes to stderr, is not written.
@@ -19,6 +22,7 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_OF_CELL = ("tags",)
 MASTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TASK = re.compile(r"### Exercise (\d\d\.\d): (.+)\n+Difficulty ([1-5]) of 5 · (\d+) minutes")
+TABLE = re.compile(r"(<!-- contents: .*? -->\n).*?(<!-- /contents -->)", re.S)
 ROLES = ("exercise", "solution", "check")
 NOTE = {
     "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise NotImplementedError`, write your "
@@ -39,6 +45,10 @@ NOTE = {
     "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) first. (Generated: change the "
     "master, not this file.)",
 }
+COLAB = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/"
+    "{repository}/blob/main/notebooks/{kind}/{name}) First cell there: `%pip install git+https://github.com/{repository}`"
+)
 PATHS = [(str(ROOT), "."), (sys.prefix, "<venv>"), (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
 
 
@@ -109,7 +119,7 @@ def exercises(master: nbformat.NotebookNode) -> list[tuple]:
             f"an exercise is three cells in a row, tagged {', '.join(ROLES)}; found {list(filter(None, roles))}"
         )
     for i in found:
-        if not re.match(r"### Exercise \d\d\.\d: .+\n+Difficulty [1-5] of 5 · \d+ minutes", master.cells[i].source):
+        if not TASK.match(master.cells[i].source):
             raise ValueError(
                 f"cell {master.cells[i].id}: begin with '### Exercise NN.k: title', 'Difficulty n of 5 · m minutes'"
             )
@@ -151,15 +161,38 @@ def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
             check.metadata.tags = ["check", "raises-exception"]  # "run all" goes on after an exercise left out
         elif kind == "nbgrader":
             solution.source = f"{given}\n    ### BEGIN SOLUTION\n{body}\n    ### END SOLUTION"
-            points = int(re.search(r"Difficulty (\d)", task.source)[1])
+            points = int(TASK.match(task.source)[3])
             for cell, more in ((solution, {"grade": False, "solution": True, "locked": False}),
                                (check, {"grade": True, "solution": False, "locked": True, "points": points})):  # fmt: skip
                 cell.metadata["nbgrader"] = {"schema_version": 3, "grade_id": cell.id, "task": False, **more}
     if kind != "nbgrader":
         other = {"exercises": "solutions", "solutions": "exercises"}[kind]
         note = NOTE[kind].format(master=f"../{path.name}", other=f"../{other}/{path.name}")
+        if repository := github():
+            note = COLAB.format(repository=repository, kind=kind, name=path.name) + "\n\n" + note
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id=f"{kind}-note"))
     return notebook
+
+
+def github(pyproject: Path = ROOT / "pyproject.toml") -> str | None:
+    """Read the repository, "owner/name", from pyproject.toml, the one place where it is set; None if it is not."""
+    urls = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("urls", {})
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", urls.get("Repository", ""))
+    return found and found[1]
+
+
+def contents() -> str:
+    """All masters as a Markdown table: title, minutes to read (150 words or 12 lines of code a minute), exercises."""
+    rows = ["| notebook | read, min | exercises (difficulty of 5, minutes) |", "|---|---|---|"]
+    for path in MASTERS:
+        book = nbformat.read(path, as_version=4)
+        words = sum(len(cell.source.split()) for cell in book.cells if cell.cell_type == "markdown")
+        lines = sum(len(cell.source.splitlines()) for cell in book.cells if cell.cell_type == "code")
+        found = [TASK.match(task.source).groups() for task, *_ in exercises(book)]
+        tasks = "<br>".join(f"{number} {title} ({level}, {minutes})" for number, title, level, minutes in found)
+        title = book.cells[0].source.split("\n")[0].removeprefix("# ")
+        rows.append(f"| [{title}]({path.name}) | {5 * round((words / 150 + lines / 12) / 5)} | {tasks} |")
+    return "\n".join(rows) + "\n"
 
 
 def write_derived(folder: Path) -> list[Path]:
@@ -207,6 +240,9 @@ def main() -> int:
                 failed += 1
                 print(f"{path.name}: {str(error).strip()}", file=sys.stderr, flush=True)
     print(f"{len(write_derived(ROOT / 'notebooks'))} notebooks in exercises/ and solutions/")
+    teaching = ROOT / "notebooks" / "TEACHING.md"
+    text = TABLE.sub(lambda m: m[1] + contents() + m[2], teaching.read_text(encoding="utf-8"))
+    teaching.write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 

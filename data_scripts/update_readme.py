@@ -1,8 +1,8 @@
-"""Put the finished tables into the README, by way of the committed reference tables.
+"""Put the finished tables into the READMEs, by way of the committed reference tables.
 
     make reproduce ablations bench && python data_scripts/update_readme.py
 
-results/*/*.csv -> minicpt/assets/reference_*.csv -> README.md. What has not been computed stays as it is.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> README.md, README.zh.md. What has not been computed stays as it is.
 """
 
 import re
@@ -30,12 +30,16 @@ REFERENCES = {  # asset: its source under results/, made by a command that the R
 }
 
 
+def means_block() -> str:
+    """The reference table's means in Markdown."""
+    return pipes(*overall_rows(pd.read_csv(ASSETS / "reference_overall.csv")))
+
+
 def block() -> str:
     """The reference tables in Markdown, as the README shows them: the means, and all cells folded away."""
-    means, cells = (pd.read_csv(ASSETS / f"reference_{name}.csv") for name in ("overall", "table"))
-    all_cells = wide(cells).droplevel("model").reset_index()
+    all_cells = wide(pd.read_csv(ASSETS / "reference_table.csv")).droplevel("model").reset_index()
     return "\n".join([
-        pipes(*overall_rows(means)),
+        means_block(),
         "\n<details><summary>Every number of shots (accuracy in percent, mean ± std over seeds)</summary>\n",
         pipes(all_cells.columns, all_cells.to_numpy()),
         "\n</details>\n",
@@ -63,6 +67,9 @@ def main() -> None:
         text = BENCH.sub(lambda m: m[1] + bench.read_text(encoding="utf-8") + m[2], text)
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
     readme.write_text(text, encoding="utf-8")
+    chinese = ROOT / "README.zh.md"
+    text = BLOCK.sub(lambda m: m[1] + means_block() + "\n" + m[2], chinese.read_text(encoding="utf-8"))
+    chinese.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

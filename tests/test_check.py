@@ -62,11 +62,26 @@ def test_exercises_are_in_form(path):
         assert "*Expected figure:*" in task.source
 
 
-@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
-def test_links_in_derived_notebooks_lead_somewhere(path):
-    for kind in builder.NOTE:
-        for link in re.findall(r"\]\(([^)#:]+)\)", "\n".join(c.source for c in builder.derive(path, kind).cells)):
-            assert (ROOT / "notebooks" / kind / link).exists(), link
+def test_teaching_lists_the_notebooks_as_they_are():
+    """If this fails: python data_scripts/build_notebooks.py --exercises"""
+    text = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
+    assert builder.TABLE.search(text)[0].split("-->\n")[1].removesuffix("<!-- /contents -->") == builder.contents()
+
+
+def test_a_badge_only_where_the_address_is_set(tmp_path, monkeypatch):
+    address = tmp_path / "pyproject.toml"
+    for urls, repository in (
+        ("", None),
+        ('[project.urls]\nRepository = "https://example.org/a/b"', None),
+        ('[project.urls]\nRepository = "https://github.com/a/b.git"', "a/b"),
+    ):
+        address.write_text(f'[project]\nname = "x"\n{urls}')
+        assert builder.github(address) == repository
+    nbformat.write(master(TASK, SOLUTION, CHECK), tmp_path / "01_one.ipynb")
+    for repository in (None, "a/b"):
+        monkeypatch.setattr(builder, "github", lambda: repository)
+        note = builder.derive(tmp_path / "01_one.ipynb", "exercises").cells[1].source
+        assert ("colab.research.google.com/github/a/b/blob/main/notebooks/exercises/01_one.ipynb" in note) == bool(repository)
 
 
 def master(*cells):

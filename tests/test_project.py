@@ -119,8 +119,9 @@ def test_the_make_targets_of_the_readme_exist():
 
 def test_the_readmes_table_is_the_reference_table():
     sys.path.insert(0, str(ROOT / "data_scripts"))
-    from update_readme import ABLATIONS, BLOCK, ablations_block, block
+    from update_readme import ABLATIONS, BLOCK, ablations_block, block, means_block
 
     readme = (ROOT / "README.md").read_text()
     assert BLOCK.search(readme)[0].count(block()) == 1
     assert ABLATIONS.search(readme)[0].count(ablations_block()) == 1
+    assert BLOCK.search((ROOT / "README.zh.md").read_text(encoding="utf-8"))[0].count(means_block()) == 1
