@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minicpt import check
-from minicpt.check.engine import checker, same
+from minicpt.check.engine import checker, explain_missing_names, same
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -176,6 +176,21 @@ def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
         run(shell, solution, test)
         number = re.match(r"### Exercise ([\d.]+)", task.source)[1]
         assert f"Exercise {number}: right." in capsys.readouterr().out
+
+
+def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
+    """The note is for cells' own code; other errors, and NameErrors inside a library, are left as they are."""
+    explain_missing_names(shell)
+    for source, noted in (
+        ("of_a_cell_above", True),
+        ("(lambda: of_a_cell_above)()", True),
+        ("eval('inside_a_library', {})", False),
+        ("1 / 0", False),
+    ):
+        error = shell.run_cell(source).error_in_exec
+        assert ("Run All Above" in "".join(getattr(error, "__notes__", []))) == noted
+        assert ("Run All Above" in capsys.readouterr().out) == noted
+    shell.set_custom_exc((), None)
 
 
 def test_every_checker_has_its_wrong_answers():

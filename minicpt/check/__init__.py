@@ -5,10 +5,14 @@ One file a notebook (`nb01.py`, ...), found by its name; `dir(check)` lists the 
 
 import importlib
 import pkgutil
+import sys
 
-from .engine import CHECKERS, NotYet
+from .engine import CHECKERS, NotYet, explain_missing_names
 
 __all__ = ["NotYet"]
+
+if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+    explain_missing_names(shell)
 
 
 def _names() -> list[str]:

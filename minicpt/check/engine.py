@@ -21,6 +21,19 @@ class NotYet(AssertionError):
         return [f"NotYet: {self}"]
 
 
+def explain_missing_names(shell) -> None:
+    """Make a notebook's NameError say what to do next: most often a cell above was not run. `shell`: IPython's."""
+
+    def explain(shell, kind, error, trace, tb_offset=None):
+        *_, (innermost, _) = traceback.walk_tb(trace)
+        if innermost.f_globals is shell.user_ns:  # a cell's own code, not a library's
+            error.add_note("Was a cell above not run, or the kernel restarted? Choose Run > Run All Above Selected Cell, "
+                           "then run this cell again.")  # fmt: skip
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    shell.set_custom_exc((NameError,), explain)
+
+
 def checker(exercise: str):
     """Make `check.<name>` of a function `(student, generator) -> (figure, alt text)`.
 
