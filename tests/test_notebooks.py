@@ -80,6 +80,12 @@ def test_cells_are_short_and_named(book):
     assert len({cell.id for cell in book.cells}) == len(book.cells)
 
 
+def test_code_asks_no_network(book):
+    """Base models and tasks are loaded by the library, which `make test` keeps offline; nothing else may ask the web."""
+    for cell in code_cells(book):
+        assert not re.search(r"https?://|(import|from) +(urllib|requests|httpx|socket|huggingface_hub)", cell.source), cell.id
+
+
 def test_tags_are_known_and_there_are_contract_cells(book):
     assert {tag for cell in book.cells for tag in cell.metadata.get("tags", [])} <= TAGS
     assert len(tagged(book, "parameters")) == 1
