@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def numbers(got, what: str, n: int) -> list[float]:
 
 def rows(generator: torch.Generator, sizes: list[int]) -> list[str]:
     """Labels of len(sizes) classes, so many rows each, mixed."""
-    labels = [name for name, size in zip("bird fish tree stone river cloud".split(), sizes) for _ in range(size)]
+    labels = [name for name, size in zip(["bird", "fish", "tree", "stone", "river"], sizes) for _ in range(size)]
     return [labels[i] for i in torch.randperm(len(labels), generator=generator)]
 
 
@@ -39,15 +40,17 @@ def valid_draw(chosen, labels: list[str], K: int) -> None:
     expect(isinstance(chosen, (list, tuple)), f"return a list of row numbers, not {describe(chosen)}.")
     n_classes = len({*labels})
     expect(not any(isinstance(i, str) for i in chosen), "these are labels; return the numbers of their rows.")
-    expect(len(chosen) != K * n_classes or n_classes == 1, f"these are {len(chosen)} rows, K = {K} for each class; K is "
-           "the number in total.")  # fmt: skip
+    expect(len(chosen) != K * n_classes, f"these are {len(chosen)} rows, K = {K} for each class; K is the number in "
+           "total.")  # fmt: skip
     expect(len(chosen) == K, f"these are {len(chosen)} rows; K = {K} were asked for.")
-    expect(all(int(i) == i and 0 <= i < len(labels) for i in chosen), "some are no row numbers: 0 to len(labels) - 1.")
+    expect(all(isinstance(i, (int, np.integer)) and 0 <= i < len(labels) for i in chosen), "some are no row numbers, "
+           "0 to len(labels) - 1.")  # fmt: skip
     expect(len({*chosen}) == K, "a row was drawn twice: draw without replacement.")
     drawn, there = Counter(labels[i] for i in chosen), Counter(labels)
     behind = min((drawn[name] for name in there if drawn[name] < there[name]), default=K)
     expect(max(drawn.values(), default=0) <= behind + 1, "the classes do not take turns: some class has "
-           f"{max(drawn.values(), default=0)} examples while another, with rows left, has {behind}. Distinct classes first.")  # fmt: skip
+           f"{max(drawn.values(), default=0)} examples while another, with rows left, has {behind}. Distinct classes "
+           "first.")  # fmt: skip
 
 
 @checker("10.1")
@@ -63,15 +66,15 @@ def draw_shots(student, generator):
             found.append(student(labels, K, random.Random(seed)))
             valid_draw(found[-1], labels, K)
             expect(list(found[-1]) == list(student(labels, K, random.Random(seed))), "the same generator gives two "
-                   "different draws: take all randomness from `rng`, none from the global `random` or NumPy.")  # fmt: skip
+                   "different draws: take all randomness from `rng`, none from `random` or NumPy.")  # fmt: skip
         return found
 
     labels = rows(generator, [6] * 5)
     some, each, twice = draws(labels, 2), draws(labels, 5), draws(labels, 10)
     by_class = Counter(labels[i] for chosen in some for i in chosen)
     fair = DRAWS * 2 / 5
-    expect(all(abs(by_class[name] - fair) < fair / 2 for name in {*labels}), "with K = 2 of 5 classes some classes come "
-           "far more often than others, or always: which classes stand among the K must be left to chance.")  # fmt: skip
+    expect(all(abs(by_class[name] - fair) < fair / 2 for name in {*labels}), "with K = 2 of 5 classes some come far "
+           "more often than others, or always: which classes stand among the K must be left to chance.")  # fmt: skip
     by_row = Counter(i for chosen in each for i in chosen)
     fair = DRAWS / 6
     expect(all(by_row[i] > fair / 4 for i in range(len(labels))), "some rows of a class are (almost) never drawn: "
@@ -79,9 +82,9 @@ def draw_shots(student, generator):
     first = Counter(labels[chosen[0]] for chosen in each)
     expect(max(first.values()) < DRAWS / 2, "the classes stand in one fixed order: shuffle what you have drawn.")
     in_turn = sum(len({labels[i] for i in chosen[:5]}) == 5 for chosen in twice)
-    expect(in_turn < DRAWS / 2, "with two examples a class, the first five are always of five classes: the rounds still "
-           "show. Shuffle the rows at the end.")  # fmt: skip
-    beside = sum(sum(labels[a] == labels[b] for a, b in zip(chosen, chosen[1:])) for chosen in twice) / DRAWS
+    expect(in_turn < DRAWS / 2, "with two examples a class, the first five are always of five classes: the rounds "
+           "still show. Shuffle the rows at the end.")  # fmt: skip
+    beside = sum(sum(labels[a] == labels[b] for a, b in pairwise(chosen)) for chosen in twice) / DRAWS
     expect(beside < 3, "examples of one class stand next to each other: shuffle the rows at the end.")
     draws(rows(generator, [1, 4, 2, 4]), 9)  # a class that runs out of rows
     figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
@@ -107,11 +110,10 @@ def paired_interval(student, generator):
         ours = baseline + d
         error, t = d.std(ddof=1) / np.sqrt(n), stats.t.ppf(0.975, n - 1)
         apart = np.sqrt((ours.var(ddof=1) + baseline.var(ddof=1)) / n)
-        welch = stats.ttest_ind(ours, baseline, equal_var=False).confidence_interval()
-        unpaired = "these are two unrelated samples: subtract split by split first, then the spread that the splits share is gone."
+        welch = stats.ttest_ind(ours, baseline, equal_var=False).confidence_interval().high - d.mean()
 
-        def around(half, middle=d.mean()):
-            return [middle, middle - half, middle + half]
+        def around(half, values=d):
+            return [values.mean(), values.mean() - half, values.mean() + half]
 
         wrong = {
             "1.96 is for known spreads or many seeds; few seeds need Student's t, stats.t.ppf(0.975, n - 1).":
@@ -128,18 +130,17 @@ def paired_interval(student, generator):
             "0.95 in t.ppf leaves 5 % on each side: 95 % in the middle need 0.975.":
                 around(stats.t.ppf(0.95, n - 1) * error),
             "t has n degrees of freedom; it must be n - 1.": around(stats.t.ppf(0.975, n) * error),
-            "the difference is the wrong way round: ours minus baseline.": around(t * error, -d.mean()),
+            "the difference is the wrong way round: ours minus baseline.": around(t * error, -d),
             "these are the mean and its plus and minus: return the two ends.": [d.mean(), -t * error, t * error],
             "the standard error alone is no 95 % interval: multiply by Student's t.": around(error),
         }  # fmt: skip
-        wrong_too = {f"{unpaired}": [welch_or for welch_or in (d.mean(), *welch)]}
         given = ours.copy(), baseline.copy()
         got = numbers(student(ours, baseline), "the difference and its two ends", 3)
         expect(all(map(np.array_equal, given, (ours, baseline))), "your function changes its arguments in place.")
-        for factor in (1.96, t, stats.t.ppf(0.975, 2 * n - 2)):
-            if np.allclose(got, around(factor * apart), atol=1e-3):
-                got = wrong_too[unpaired]  # pooled, Welch's or normal: one mistake
-        same(got, around(t * error), {**wrong, **wrong_too}, "the list of difference and ends", atol=1e-3)
+        for half in (welch, *(factor * apart for factor in (1.96, t, stats.t.ppf(0.975, 2 * n - 2)))):
+            expect(not np.allclose(got, around(half), atol=1e-3), "these are two unrelated samples: subtract split by "
+                   "split first, then the spread that the splits share is gone.")  # fmt: skip
+        same(got, around(t * error), wrong, "the list of difference and ends", atol=1e-3)
     figure, panel = plt.subplots(figsize=(5.5, 1.8), layout="constrained")
     panel.plot(d, [1] * n, "o", color="#56B4E9", markeredgecolor="black", label="differences")
     panel.plot(got[1:], [0, 0], color="#D55E00", linewidth=4, label="your interval")
@@ -153,7 +154,7 @@ def paired_interval(student, generator):
 
 @checker("10.3")
 def holm(student, generator):
-    """Step down: the smallest p times m, the next times m - 1, ..., a running maximum, at most 1, in the order given."""
+    """Step down: the smallest p times m, the next times m - 1, ...; a running maximum, at most 1, in the order of p."""
     import matplotlib.pyplot as plt
 
     for m in (8, 5, 12):
@@ -189,9 +190,9 @@ def holm(student, generator):
             "the factors are the wrong way round: m for the smallest p, 1 for the largest.":
                 back(np.minimum(np.maximum.accumulate(ordered * factors[::-1]), 1)),
             "the factors follow the order of `p`, not the sorted one: sort first.": np.minimum(p * factors, 1).tolist(),
-            "that is Hochberg's, a running minimum from the largest down; Holm takes a running maximum from the smallest up.":
+            "that is Hochberg's, a running minimum from the largest down; Holm's is a running maximum from below.":
                 back(np.minimum(np.minimum.accumulate(down[::-1])[::-1], 1)),
-            "that is Benjamini and Hochberg's false discovery rate: another promise. Holm's factors are m, m - 1, ..., 1.":
+            "that is Benjamini and Hochberg's false discovery rate, another promise: Holm's factors are m, ..., 2, 1.":
                 back(np.minimum(ranked, 1)),
             "the factors begin at m - 1: the smallest p is multiplied by m.":
                 back(np.minimum(np.maximum.accumulate(ordered * (factors - 1)), 1)),

@@ -72,7 +72,7 @@ WRONG = {
         (lambda labels, K, rng: rng.sample(range(len(labels)), K), "Distinct classes first"),
         (lambda labels, K, rng: in_turns(labels, K, rng, classes=False), "which classes stand among the K"),
         (lambda labels, K, rng: in_turns(labels, K, rng, rows=False), "which row stands for its class"),
-        (lambda labels, K, rng: in_turns(labels, K, rng, last=False), "the rounds still show"),
+        (lambda labels, K, rng: in_turns(labels, K, rng, last=False), "rounds still show"),
         (lambda labels, K, rng: in_turns(labels, K, rng, source=random), "take all randomness from `rng`"),
         (lambda labels, K, rng: sorted(in_turns(labels, K, rng), key=labels.__getitem__), "one fixed order"),
         (lambda labels, K, rng: [labels[i] for i in in_turns(labels, K, rng)], "these are labels"),
