@@ -40,8 +40,9 @@ def frame(results):
 def interval(values):
     """Mean, standard deviation (ddof=1) and the ends of a 95 % interval of the mean, in the unit of the values.
 
-    t interval below 10 values, percentile bootstrap (10,000 resamples, fixed seed) from 10; one value has a mean and
-    no spread (NaN). ValueError for no values or for one that is not finite.
+    t interval below 10 values, from 10 on expanded percentile bootstrap (Hesterberg 2015, The American Statistician 69;
+    10,000 resamples, fixed seed): plain percentiles of 10 normal values hold the mean in 90 of 100 cases, these in 95.
+    One value has a mean and no spread (NaN). ValueError for no values or for one that is not finite.
     """
     x = np.sort(np.asarray(values, dtype=float))  # sorted: seeds in another order give the same resamples
     if not len(x) or not np.isfinite(x).all():
@@ -52,7 +53,8 @@ def interval(values):
     if len(x) < 10:
         return mean, std, *_around(mean, std / math.sqrt(len(x)), len(x))
     resampled = np.random.default_rng(0).choice(x, (10_000, len(x))).mean(axis=1)
-    return mean, std, *np.quantile(resampled, [0.025, 0.975]).tolist()
+    tail = stats.norm.cdf(stats.t.ppf(0.025, len(x) - 1) * math.sqrt(len(x) / (len(x) - 1)))
+    return mean, std, *np.quantile(resampled, [tail, 1 - tail]).tolist()
 
 
 def prediction_interval(values):
