@@ -23,9 +23,11 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
     point = centre + project(torch.randn(P, D, generator=generator), 0.8 * epsilon)
     gradient = (0.3 + 3 * torch.rand(P, 1, generator=generator)) * torch.randn(P, D, generator=generator)
     outward = normalize(point[: P // 2] - centre[: P // 2], dim=1)
-    # half of the points lie at the surface and would leave the ball
-    point[: P // 2] = centre[: P // 2] + 0.95 * epsilon[: P // 2, None] * outward
-    gradient[: P // 2] = sign * (outward + 0.3 * torch.randn(P // 2, D, generator=generator))
+    # half of the points would leave the ball; the first lies outside already, so far along an axis that a box shows
+    outward[0] = normalize(torch.tensor([1.0] + [0.2] * (D - 1)), dim=0)
+    far = torch.tensor([1.6] + [0.95] * (P // 2 - 1))
+    point[: P // 2] = centre[: P // 2] + (far * epsilon[: P // 2])[:, None] * outward
+    gradient[: P // 2] = sign * (outward + 0.2 * torch.randn(P // 2, D, generator=generator))
     unit, e = normalize(gradient, dim=1), epsilon[:, None]
 
     def moved(direction=unit, factor=sign, start=point):
@@ -77,7 +79,8 @@ def pgd_step(student, generator):
         if any(right):  # one direction works: then it is the sign that is not used
             wrong = {always[-given[-1]] if words == turned else words: value for words, value in wrong.items()}
         same(answer, want, differing(wrong, want), "the new point")
-    (point, gradient, centre, epsilon, length, sign), want, _ = cases[0]
+    (point, gradient, centre, epsilon, length, sign), _, _ = cases[0]
+    point = centre + project(point - centre, 0.9 * epsilon)
     still = student(point, torch.zeros_like(gradient), centre, epsilon, length, sign)
     expect(bool(torch.isfinite(still).all()), "a gradient of zeros gives NaN: 0/0. Frozen tokens have one; divide by "
            "the norm with a small lower limit, or use torch.nn.functional.normalize.")  # fmt: skip
@@ -106,10 +109,9 @@ def hide_twin(student, generator):
 
     for shots in (3, 5, 4):
         types = types_of(generator, shots)
-        rows = torch.randperm(shots, generator=generator).tolist()
-        if rows == list(range(shots)):
-            rows.reverse()
-        rows = rows[:-1]  # a batch need not hold all examples
+        rows = list(range(shots - 1))  # a batch need not hold all examples
+        while len({row - b for b, row in enumerate(rows)}) == 1:  # in an order that no shift explains
+            rows = torch.randperm(shots, generator=generator).tolist()[:-1]
         example, own = examples_of(types, 0), torch.tensor(rows)[:, None]
         want = visible(example, rows, True, 0.0)
         separator = types == 0
@@ -157,7 +159,7 @@ def holm_adjusted(student, generator):
     for n in (6, 9, 12):
         rank = torch.arange(1, n + 1)
         # pairs that lie close: the second of a pair, times one less, would come out below the first
-        ordered = torch.cat([x * torch.tensor([1.0, 1.01]) for x in torch.logspace(-3.5, -0.5, n // 2 + 1)])[:n]
+        ordered = torch.cat([x * torch.tensor([1.0, 1.01]) for x in torch.logspace(-3.5, -0.05, (n + 1) // 2)])[:n]
         ordered = ordered * (1 + 0.001 * torch.rand(1, generator=generator))
         shuffle = torch.randperm(n, generator=generator)
         if bool((shuffle == torch.arange(n)).all()) or bool((shuffle == torch.arange(n).flip(0)).all()):
