@@ -193,7 +193,7 @@ def holm_adjusted(student, generator):
         got = student(p)
         same(got, want, wrong, "the adjusted p-values", atol=1e-6)
     figure, panel = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    at = p.argsort().argsort()
+    p, got, at = (x.numpy() for x in (p, got, p.argsort().argsort()))
     panel.vlines(at, p, got, color="#999999")
     panel.plot(at, p, "o", color="white", markeredgecolor=DOWN, label="p")
     panel.plot(at, got, "s", color=UP, label="adjusted")
