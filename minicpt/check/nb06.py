@@ -164,10 +164,10 @@ def holm_adjusted(student, generator):
         shuffle = torch.randperm(n, generator=generator)
         if bool((shuffle == torch.arange(n)).all()) or bool((shuffle == torch.arange(n).flip(0)).all()):
             shuffle = shuffle.roll(1)
-        p, back = ordered[shuffle], shuffle
+        p = ordered[shuffle]
 
-        def unsorted(x):
-            return x[back]
+        def unsorted(x, order=shuffle):
+            return x[order]
 
         raw = ordered * (n - rank + 1)
         want = torch.tensor(holm(pd.Series(p.double().numpy())).to_numpy()).float()
