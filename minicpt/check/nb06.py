@@ -141,7 +141,7 @@ def hide_twin(student, generator):
                "it is transposed: a row for each training row, a column for each token, (B, P).")  # fmt: skip
         same(got, want, wrong, "the mask")
     figure, panel = plt.subplots(figsize=(7, 2), layout="constrained")
-    panel.imshow(got.float(), cmap="cividis", aspect="auto", interpolation="nearest", vmin=0, vmax=1.4)
+    panel.imshow(got.float().numpy(), cmap="cividis", aspect="auto", interpolation="nearest", vmin=0, vmax=1.4)
     panel.set(xlabel="position in the context", ylabel="training row", yticks=range(len(rows)))
     panel.set_yticklabels([f"example {row}" for row in rows])
     for b, row in enumerate(rows):
