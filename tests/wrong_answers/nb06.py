@@ -1,0 +1,71 @@
+"""Typical wrong answers to the exercises of notebook 06, and words that the checker's message must hold."""
+
+import torch
+from torch.nn.functional import normalize
+
+
+def each(delta, epsilon):
+    return delta * (epsilon / torch.maximum(delta.norm(dim=1), epsilon))[:, None]
+
+
+def step(factor=1, unit=lambda g: normalize(g, dim=1), after=lambda new, centre, e: centre + each(new - centre, e)):
+    def pgd_step(point, gradient, centre, epsilon, length, sign):
+        return after(point + factor * sign * length * unit(gradient), centre, epsilon)
+
+    return pgd_step
+
+
+def always_down(point, gradient, centre, epsilon, length, sign):
+    return step()(point, gradient, centre, epsilon, length, -1)
+
+
+def project_first(point, gradient, centre, epsilon, length, sign):
+    return centre + each(point - centre, epsilon) + sign * length * normalize(gradient, dim=1)
+
+
+def examples(types, shift=1):
+    return torch.where(types > 0, (types - shift) // 4, -1).cummax(0).values
+
+
+def own(rows):
+    return torch.tensor(rows)[:, None]
+
+
+def holm(p, factor=lambda n, k: n - k + 1, cap=1.0, running=True, back=True):
+    n = len(p)
+    ordered, at = p.sort()
+    adjusted = ordered * factor(n, torch.arange(1, n + 1))
+    adjusted = adjusted.cummax(0).values if running else adjusted
+    return adjusted.clamp(max=cap)[at.argsort()] if back else adjusted.clamp(max=cap)
+
+
+WRONG = {
+    "pgd_step": [
+        (step(factor=-1), "the sign is turned"),
+        (always_down, "it goes down whatever the sign says"),
+        (project_first, "the projection comes before the step"),
+        (step(after=lambda new, centre, e: each(new, e)), "around the centre, not around zero"),
+        (step(after=lambda new, centre, e: each(new - centre, e)), "the centre is missing"),
+        (step(after=lambda new, centre, e: centre + (new - centre).clamp(-e[:, None], e[:, None])), "that is a box"),
+        (step(unit=lambda g: g), "the gradient's length is still in the step"),
+        (step(unit=lambda g: g / g.norm(dim=1, keepdim=True)), "NaN"),
+    ],
+    "hide_twin": [
+        (lambda types, rows: examples(types) == own(rows), "wrong way round"),
+        (lambda types, rows: torch.where(types > 0, (types - 1) // 4, -1) != own(rows), "separators are still visible"),
+        (lambda types, rows: (examples(types) != own(rows)) & (types > 0), "all separators are hidden"),
+        (lambda types, rows: types != 4 * (own(rows) + 1), "only the twin's label is hidden"),
+        (lambda types, rows: examples(types) != own(rows) + 1, "off by one: the example after"),
+        (lambda types, rows: examples(types) < own(rows), "the examples after the twin are hidden, too"),
+        (lambda types, rows: examples(types, shift=0) != own(rows), "labels go with the wrong example"),
+        (lambda types, rows: examples(types) != torch.arange(len(rows))[:, None], "it must hide example rows[b]"),
+    ],
+    "holm_adjusted": [
+        (lambda p: holm(p, lambda n, k: n), "Bonferroni"),
+        (lambda p: holm(p, running=False), "running maximum"),
+        (lambda p: holm(p, cap=9), "some are above 1"),
+        (lambda p: holm(p, back=False), "come back sorted"),
+        (lambda p: holm(p, lambda n, k: k), "wrong way round"),
+        (lambda p: holm(p, lambda n, k: n - k), "one too small"),
+    ],
+}
