@@ -1,10 +1,8 @@
-"""Checkers of notebook 06: a projected step with a sign, the hidden twin, Holm's correction."""
+"""Checkers of notebook 06: a projected step with a sign, the hidden twin."""
 
-import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from ..ablations import holm
 from ..context_tuning import examples_of, visible
 from ..masks import is_label
 from ..projection import project, project_together
@@ -149,56 +147,3 @@ def hide_twin(student, generator):
         panel.text(hidden.mean(), b, "hidden", color="white", ha="center", va="center", fontsize=9)
     plt.close(figure)
     return figure, "Your mask: a line for each training row, light where it may look, dark at its own example."
-
-
-@checker("06.3")
-def holm_adjusted(student, generator):
-    """The k-th smallest of n times n - k + 1, never below the one before it, at most 1, in the given order."""
-    import matplotlib.pyplot as plt
-
-    for n in (6, 9, 12):
-        rank = torch.arange(1, n + 1)
-        # pairs that lie close: the second of a pair, times one less, would come out below the first
-        ordered = torch.cat([x * torch.tensor([1.0, 1.01]) for x in torch.logspace(-3.5, -0.05, (n + 1) // 2)])[:n]
-        ordered = ordered * (1 + 0.001 * torch.rand(1, generator=generator))
-        shuffle = torch.randperm(n, generator=generator)
-        if bool((shuffle == torch.arange(n)).all()) or bool((shuffle == torch.arange(n).flip(0)).all()):
-            shuffle = shuffle.roll(1)
-        p = ordered[shuffle]
-
-        def unsorted(x, order=shuffle):
-            return x[order]
-
-        raw = ordered * (n - rank + 1)
-        want = torch.tensor(holm(pd.Series(p.double().numpy())).to_numpy()).float()
-        wrong = {
-            "each is multiplied by n: that is Bonferroni's correction. Holm's k-th smallest is multiplied by n - k + 1.":
-                (n * p).clamp(max=1),
-            "each is multiplied by n (Bonferroni) and not capped at 1.": n * p,
-            "nothing was adjusted.": p,
-            "the factors follow the given order: sort first, the smallest p gets the factor n.":
-                ((n - rank + 1) * p).cummax(0).values.clamp(max=1),
-            "an adjusted p may not be below that of a smaller p: take the running maximum (cummax).":
-                unsorted(raw.clamp(max=1)),
-            "some are above 1: cap them, a p-value is a probability.": unsorted(raw.cummax(0).values),
-            "there is neither a running maximum nor a cap at 1.": unsorted(raw),
-            "they come back sorted; put them back into the order of the input.": raw.cummax(0).values.clamp(max=1),
-            "the factors are the wrong way round: the smallest p gets n, the largest 1.":
-                unsorted((ordered * rank).cummax(0).values.clamp(max=1)),
-            "the factor is one too small: the smallest p is multiplied by n, the largest by 1.":
-                unsorted((ordered * (n - rank)).cummax(0).values.clamp(max=1)),
-            "this is n / k, Benjamini and Hochberg's factor, for another promise (the share of false findings).":
-                unsorted((ordered * n / rank).flip(0).cummin(0).values.flip(0).clamp(max=1)),
-        }  # fmt: skip
-        got = student(p)
-        same(got, want, wrong, "the adjusted p-values", atol=1e-6)
-    figure, panel = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    p, got, at = (x.numpy() for x in (p, got, p.argsort().argsort()))
-    panel.vlines(at, p, got, color="#999999")
-    panel.plot(at, p, "o", color="white", markeredgecolor=DOWN, label="p")
-    panel.plot(at, got, "s", color=UP, label="adjusted")
-    panel.axhline(0.05, color="black", linestyle="--", label="0.05")
-    panel.set(yscale="log", xlabel="comparisons, by p")
-    figure.legend(loc="outside right center", frameon=False)
-    plt.close(figure)
-    return figure, "Open circles are p-values by size, squares above them your adjusted ones, a dashed line at 0.05."

@@ -31,14 +31,6 @@ def own(rows):
     return torch.tensor(rows)[:, None]
 
 
-def holm(p, factor=lambda n, k: n - k + 1, cap=1.0, running=True, back=True):
-    n = len(p)
-    ordered, at = p.sort()
-    adjusted = ordered * factor(n, torch.arange(1, n + 1))
-    adjusted = adjusted.cummax(0).values if running else adjusted
-    return adjusted.clamp(max=cap)[at.argsort()] if back else adjusted.clamp(max=cap)
-
-
 WRONG = {
     "pgd_step": [
         (step(factor=-1), "the sign is turned"),
@@ -59,13 +51,5 @@ WRONG = {
         (lambda types, rows: examples(types) < own(rows), "the examples after the twin are hidden, too"),
         (lambda types, rows: examples(types, shift=0) != own(rows), "labels go with the wrong example"),
         (lambda types, rows: examples(types) != torch.arange(len(rows))[:, None], "it must hide example rows[b]"),
-    ],
-    "holm_adjusted": [
-        (lambda p: holm(p, lambda n, k: n), "Bonferroni"),
-        (lambda p: holm(p, running=False), "running maximum"),
-        (lambda p: holm(p, cap=9), "some are above 1"),
-        (lambda p: holm(p, back=False), "come back sorted"),
-        (lambda p: holm(p, lambda n, k: k), "wrong way round"),
-        (lambda p: holm(p, lambda n, k: n - k), "one too small"),
     ],
 }
