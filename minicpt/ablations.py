@@ -18,7 +18,7 @@ from .data import load_task, make_split
 from .errors import MiniCPTError, unknown
 from .experiments import Cell, Store, write_atomically
 from .methods import hyperparameters
-from .tables import interval, pipes
+from .tables import interval, pipes, signed
 
 PROBE_TASK = "set_cls"  # its texts are content words alone, so that a shared word means something
 
@@ -245,13 +245,6 @@ def twin_losses(results: dict[str, list[dict]]) -> dict[str, float]:
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def signed(mean: float, std: float, low: float, high: float) -> str:
-    """A difference with its interval, as people read it; empty if there is none."""
-    if np.isnan(mean):
-        return ""
-    return f"{mean:+.1f}" if np.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def rows_to_read(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

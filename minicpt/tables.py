@@ -55,6 +55,13 @@ def interval(values):
     return mean, std, *np.quantile(resampled, [0.025, 0.975]).tolist()
 
 
+def signed(mean, std, low, high):
+    """A difference with its interval (what `interval` returns), as people read it; empty if there is none."""
+    if math.isnan(mean):
+        return ""
+    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def prediction_interval(values):
     """Ends of the 95 % t interval for one new observation; NaN from a single value.
 
@@ -126,7 +133,7 @@ def overall(results, baseline="icl"):
     rows = []
     for model, cells in table.groupby("model"):
         cells = cells.assign(shots=cells.shots.where(cells.method != "zero", -1))
-        datasets = sorted(set(cells.dataset), key=lambda name: _rank(pd.Series([name], name="dataset"))[0])
+        datasets = list(cells.dataset.sort_values(key=_rank).unique())
         own = cells[cells.method == baseline]
         # what the baseline has: shots of each dataset, and the seeds that all of its cells share
         by_cell = own.groupby(["dataset", "shots"]).seed.agg(set)
@@ -143,8 +150,7 @@ def overall(results, baseline="icl"):
             per_seed = mean[plain].mean(axis=1)
             gap, _, low, high = interval(per_seed - means[baseline][plain].mean(axis=1))
             rows.append([model, method, *mean.mean(), per_seed.mean(), gap, low, high, len(seeds)])
-    columns = ["model", "method", *datasets, "mean", "difference", "ci_low", "ci_high", "n"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["model", "method"], key=_rank, ignore_index=True)
+    return _ordered(rows, ["model", "method", *datasets, "mean", "difference", "ci_low", "ci_high", "n"])
 
 
 def overall_rows(table, baseline="icl"):
@@ -154,8 +160,7 @@ def overall_rows(table, baseline="icl"):
     rows = []
     for row in table.to_dict("records"):
         means = [f"{row[name]:.1f}" for name in [*datasets, "mean"]]
-        gap, low, high = (f"{row[name]:+.1f}" for name in ("difference", "ci_low", "ci_high"))
-        gap = "" if row["method"] == baseline else gap if row["n"] == 1 else f"{gap} [{low}, {high}]"
+        gap = "" if row["method"] == baseline else signed(row["difference"], 0, row["ci_low"], row["ci_high"])
         rows.append([METHODS.get(row["method"], row["method"]), *means, gap])
     return header, rows
 
@@ -174,13 +179,10 @@ def wide(summary, best="**{}**"):
     shown = means.map(lambda mean: float(f"{mean:.1f}"))
     rivals = shown.groupby(level=["model", "shots"])
     is_best = shown.eq(rivals.transform("max")) & (rivals.transform("count") > 1)
-
-    def text(row, column):
-        mean, std = means.at[row, column], stds.at[row, column] if column in stds else math.nan
-        cell = "" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ±{std:.1f}"
-        return best.format(cell) if is_best.at[row, column] else cell
-    cells = pd.DataFrame({column: [text(row, column) for row in means.index] for column in means}, index=means.index)
-    return cells.rename(index=lambda method: METHODS.get(method, method), level="method")
+    spread = stds.reindex_like(means).map(lambda std: "" if math.isnan(std) else f" ±{std:.1f}")
+    cells = means.map(lambda mean: "" if math.isnan(mean) else f"{mean:.1f}") + spread
+    cells = cells.mask(is_best, cells.map(best.format))
+    return cells.rename_axis(columns=None).rename(index=lambda method: METHODS.get(method, method), level="method")
 
 
 def to_text(summary):
@@ -280,7 +282,7 @@ def _starred(table):
 
 def _ordered(rows, columns):
     """A table with the methods next to each other: they are what one compares."""
-    order = ["model", "dataset", "shots", "method"]
+    order = [name for name in ("model", "dataset", "shots", "method") if name in columns]
     return pd.DataFrame(rows, columns=columns).sort_values(order, key=_rank, ignore_index=True)
 
 
