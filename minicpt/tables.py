@@ -76,23 +76,21 @@ def _around(mean, error, n):
     return mean - half, mean + half
 
 
-def summary(results, score="accuracy", published=None):
+def summary(results, published=None):
     """One row a (model, dataset, method, shots), in percent, with the published number beside ours where there is one.
 
-    Columns: model, dataset, method, shots, mean, std, ci_low, ci_high, n_seeds, reported, reported_source. `score` is
-    accuracy or accuracy_calibrated (results without it are left out); `published` is what `load_published` returns. A
-    trailing * on a dataset means arbitrary labels: another task than the published one, so nothing is reported there.
+    Columns: model, dataset, method, shots, mean, std, ci_low, ci_high, n_seeds, reported, reported_source. `published`
+    is what `load_published` returns. A trailing * on a dataset means arbitrary labels: another task than the published
+    one, so nothing is reported there.
     """
     table = _starred(frame(results))
-    if score not in ("accuracy", "accuracy_calibrated") or table[score].isna().all():
-        raise ValueError(f"no result has the score {score!r}: use accuracy or accuracy_calibrated, or recompute")
     known = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}
     rows = []
-    for (*keys, labels), group in table.dropna(subset=score).groupby([*KEYS, "labels"]):
+    for (*keys, labels), group in table.groupby([*KEYS, "labels"]):
         real = labels == "canonical" and (group["data"] == "real").all()  # a micro task of that name is another task
         cell = known.get(tuple(keys)) if real else None
         reported = (cell["value"], f"{cell['source']} ({cell['evidence']})") if cell else (math.nan, "")
-        rows.append([*keys, *interval(100 * group[score]), len(group), *reported])
+        rows.append([*keys, *interval(100 * group.accuracy), len(group), *reported])
     return _ordered(rows, [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"])
 
 
@@ -239,19 +237,6 @@ def beside(summary, published=None):
 def pipes(header, rows):
     """A Markdown table."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
-
-
-def to_latex(summary):
-    r"""The wide table as a LaTeX tabular for \usepackage{booktabs}."""
-    table = wide(summary, best=r"\textbf{{{}}}").reset_index()
-    special = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "†": r"$^\dagger$", "ε": r"$\varepsilon$"}
-
-    def line(cells):
-        return " & ".join(str(cell).translate(str.maketrans(special)) for cell in cells) + r" \\"
-    lines = [rf"\begin{{tabular}}{{{'l' * table.shape[1]}}}", r"\toprule", line(table.columns)]
-    for _, block in table.groupby(["model", "shots"]):
-        lines += [r"\midrule", *map(line, block.to_numpy())]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def write(results, folder, title, notes):
