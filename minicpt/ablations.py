@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import experiments
 from .data import load_task, make_split
 from .errors import MiniCPTError, unknown
 from .experiments import Cell, Store, write_atomically
@@ -108,12 +109,7 @@ def grid(
         wanted |= {name, known[name].against}
     shots, seeds = list(shots), list(seeds)
     return {
-        name: [
-            Cell(dataset, v.method, k, seed, hp=tuple(v.hp.items()), **kwargs)
-            for dataset in datasets
-            for k in shots
-            for seed in seeds
-        ]
+        name: experiments.grid(datasets, [v.method], shots, seeds, hp=tuple(v.hp.items()), **kwargs)
         for name, v in known.items()
         if name in wanted
     }
@@ -222,12 +218,12 @@ def copy_probe(results: dict[str, list[dict]]) -> pd.DataFrame:
                 labels = np.array([split.classes.index(label) for _, label in split.shots])
                 best = overlap == overlap.max(axis=1, keepdims=True)  # all of them where nothing is shared
                 right["copy"] = (best * (labels == truth[:, None])).sum(axis=1) / best.sum(axis=1)
-            rows += [{"variant": variant, "seed": config["seed"], "shots": config["shots"], "all": hits.mean(),
-                      "shared": hits[shared].mean(), "new": hits[~shared].mean(), "queries_shared": shared.mean()}
+            rows += [{"variant": variant, "seed": config["seed"], "all": hits.mean(), "shared": hits[shared].mean(),
+                      "new": hits[~shared].mean(), "queries_shared": shared.mean()}
                      for variant, hits in right.items()]  # fmt: skip
     if not rows:
         return pd.DataFrame()
-    by_seed = 100 * pd.DataFrame(rows).drop(columns="shots").groupby(["variant", "seed"], sort=False).mean()
+    by_seed = 100 * pd.DataFrame(rows).groupby(["variant", "seed"], sort=False).mean()
     table = by_seed.groupby("variant", sort=False).mean()
     for part in ("shared", "new") if "icl" in table.index else ():
         gaps = by_seed[part].unstack() - by_seed.loc["icl", part]
