@@ -186,5 +186,7 @@ class AutoPeftModelForCausalLM(peft.AutoPeftModelForCausalLM):
         except KeyError as error:
             if error.args != ("IAPT",):
                 raise
-            raise MiniCPTError("AutoPeftModelForCausalLM cannot load IAPT's generators: PEFT does not know them. Load "
-                               "the base model and use PeftModel.from_pretrained(model, folder).") from error  # fmt: skip
+            raise MiniCPTError(
+                "AutoPeftModelForCausalLM cannot load IAPT's generators: PEFT does not know them. Load the base model "
+                "and use PeftModel.from_pretrained(model, folder)."
+            ) from error

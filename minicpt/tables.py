@@ -27,8 +27,8 @@ def frame(results):
     """
     if not results:
         raise ValueError("no results to tabulate: compute some cells first, or check the results folder")
-    table = pd.DataFrame([{**{key: result["config"][key] for key in CELL},
-                           "data": result["config"].get("data"), "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
+    table = pd.DataFrame([{**{key: result["config"][key] for key in CELL}, "data": result["config"].get("data"),
+                           "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
                            "seconds": result["seconds"]["fit"] + result["seconds"]["score"]} for result in results])
     for cell in table[table.duplicated(CELL)][CELL].to_dict("records"):
         raise ValueError(f"two results for the cell {cell}: their configs differ in another field; "
