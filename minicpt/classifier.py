@@ -29,7 +29,7 @@ from .evaluate import LABEL_SCORES, check_candidates
 from .iapt import IAPTModel
 from .masks import Encoded, Template, encode, tokenize
 from .methods import METHODS, Predictor, fit, fit_text_length, hyperparameters
-from .saving import replacing
+from .saving import read_state, replacing
 
 SHOTS, BATCH = 8, 16  # if nobody says how many; a longer context costs time in every step and every prediction
 FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 1"
@@ -232,11 +232,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Load what `save` wrote. Raises `MiniCPTError` for a damaged or foreign file and for another base model."""
         path = Path(folder, FILE)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {}).get("minicpt", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors, metadata = read_state(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise MiniCPTError(f"Cannot read {path}: {error}. Save the classifier again.") from error
+        state = json.loads(metadata.get("minicpt", "{}"))
         if state.get("format") != FORMAT:
             raise MiniCPTError(f"{path} was not written by FewShotClassifier.save, or by another version of it.")
         return cls._from_state(state, tensors)
