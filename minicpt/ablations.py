@@ -227,7 +227,8 @@ def copy_probe(results: dict[str, list[dict]]) -> pd.DataFrame:
     table = by_seed.groupby("variant", sort=False).mean()
     for part in ("shared", "new") if "icl" in table.index else ():
         gaps = by_seed[part].unstack() - by_seed.loc["icl", part]
-        table[f"{part}_minus_icl"] = [signed(*interval(gaps.loc[name])) for name in table.index]
+        intervals = [interval(gaps.loc[name]) for name in table.index]
+        table[f"{part}_minus_icl"] = [signed(mean, low, high) for mean, _, low, high in intervals]
     return table.reset_index()
 
 
@@ -247,8 +248,8 @@ def rows_to_read(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the comparison as people read them; bold: separable after Holm's correction."""
     rows = []
     for row in table.to_dict("records"):
-        gap = signed(row["difference"], 0, row["ci_low"], row["ci_high"]) if row["variant"] != "cpt" else ""
-        own = signed(row["gap"], 0, row["gap_low"], row["gap_high"])
+        gap = signed(row["difference"], row["ci_low"], row["ci_high"]) if row["variant"] != "cpt" else ""
+        own = signed(row["gap"], row["gap_low"], row["gap_high"])
         rows.append([row["question"], row["variant"], row["meaning"], f"{row['mean']:.1f}",
                      f"**{gap}**" if row["holm"] < 0.05 else gap, own and f"{row['against']}: {own}"])  # fmt: skip
     return ["question", "variant", "what it is", "mean", "minus CPT [95 %]", "minus its own baseline"], rows

@@ -55,8 +55,8 @@ def interval(values):
     return mean, std, *np.quantile(resampled, [0.025, 0.975]).tolist()
 
 
-def signed(mean, std, low, high):
-    """A difference with its interval (what `interval` returns), as people read it; empty if there is none."""
+def signed(mean, low, high):
+    """A difference with the ends of its interval, as people read it; empty if there is none."""
     if math.isnan(mean):
         return ""
     return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -158,7 +158,7 @@ def overall_rows(table, baseline="icl"):
     rows = []
     for row in table.to_dict("records"):
         means = [f"{row[name]:.1f}" for name in [*datasets, "mean"]]
-        gap = "" if row["method"] == baseline else signed(row["difference"], 0, row["ci_low"], row["ci_high"])
+        gap = "" if row["method"] == baseline else signed(row["difference"], row["ci_low"], row["ci_high"])
         rows.append([METHODS.get(row["method"], row["method"]), *means, gap])
     return header, rows
 
