@@ -8,25 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+from . import executors
+from .base_models import DEVICES, DTYPES, SUGGESTED, load_base
+from .data import TASKS, load_task, make_split, manifest, real_specs
 from .errors import MiniCPTError
-
-
-def _root() -> Path:
-    return Path(__file__).resolve().parent.parent
+from .evaluate import LABEL_SCORES
+from .experiments import SHOTS, TABLE_METHODS, Cell, Store, grid, run_cell
+from .methods import METHODS, fit
 
 
 def table(args) -> int:
     """Fill the store with the few-shot table, then write table, figures and report."""
     import pandas as pd
 
-    from . import experiments, tables
+    from . import tables
 
-    cells = [cell for model in args.model for cell in experiments.grid(
+    cells = [cell for model in args.model for cell in grid(
         args.datasets, args.methods, args.shots, _seeds(args), model=model, **_options(args))]  # fmt: skip
-    store = experiments.Store(args.out)
+    store = Store(args.out)
     failures = _fill(store, cells, args)
-    if isinstance(failures, int):
-        return failures
     results = [result for cell in cells if (result := store.get(cell))]
     if not results:
         print("No result at all.", *failures, sep="\n  ")
@@ -49,26 +49,24 @@ def _seeds(args) -> range:
 
 
 def _options(args) -> dict:
-    """What all cells of a grid have in common."""
+    """What all cells of a command have in common."""
     names = ("data", "data_dir", "labels", "n_test", "per_class", "label_score", "max_length", "dtype", "device")
     return {name: getattr(args, name) for name in names}
 
 
-def _fill(store, cells: list, args) -> list[str] | int:
-    """Compute what the store lacks; the messages of cells that failed, or the exit code where the command ends here."""
-    from . import executors
-
+def _fill(store: Store, cells: list[Cell], args) -> list[str]:
+    """Compute what the store lacks; the messages of cells that failed. After a dry run or Ctrl-C the command ends."""
     if args.dry_run:
         print(executors.plan(cells, store, len(args.gpus) or args.workers))
-        return 0
+        raise SystemExit(0)
     missing = sum(store.get(cell) is None for cell in cells)
     print(f"{len(cells)} cells, {len(cells) - missing} already in {args.out}, {missing} to compute.")
     started = time.perf_counter()
     try:
         failures = executors.run_grid(cells, store, args.workers, args.gpus, _slurm(args))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
-        return 130
+        raise SystemExit(130) from interrupt
     if missing:
         print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
     else:
@@ -97,11 +95,12 @@ def report(out: Path, title: str, *also: str) -> dict[str, Path]:
 
     `also` names further parameters of the notebook that take the folder.
     """
-    notebook = _root() / "notebooks" / "11_reproduce_tables.ipynb"
+    root = Path(__file__).resolve().parent.parent
+    notebook = root / "notebooks" / "11_reproduce_tables.ipynb"
     if not notebook.exists():
         raise MiniCPTError(f"{notebook} is missing: the report needs the repository, run the command from a checkout.")
     paths = {"report": out / "report.ipynb", "html": out / "report.html"}
-    environment = {**os.environ, "PYTHONPATH": str(_root())}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
     folders = [part for name in ("store", *also) for part in ("-r", name, str(out.resolve()))]
     parameters = [*folders, "-r", "title", title]
     quiet = ["--log-level", "ERROR"]
@@ -120,15 +119,12 @@ def report(out: Path, title: str, *also: str) -> dict[str, Path]:
 def ablations(args) -> int:
     """Fill the store with CPT's ablations, then write the comparison with plain CPT, its figure and a reading."""
     from . import ablations as ab
-    from .experiments import Store
 
     if len(args.model) > 1:
         raise MiniCPTError(f"The ablations are of one model, got {', '.join(args.model)}; run the command for each.")
     seeds, store, model = _seeds(args), Store(args.out), args.model[0]
     groups = ab.grid(args.variants, args.datasets, args.shots, seeds, model=model, **_options(args))
     failures = _fill(store, list(dict.fromkeys(cell for group in groups.values() for cell in group)), args)
-    if isinstance(failures, int):
-        return failures
     results = ab.collect(groups, store)
     if left_out := sorted(groups.keys() - results.keys()):
         print("Left out, because cells are missing:", ", ".join(left_out))
@@ -143,17 +139,11 @@ def ablations(args) -> int:
 
 def cell(args) -> int:
     """Compute one cell, without the store, and print its result."""
-    from .experiments import Cell, run_cell
-
     try:
         hp = tuple(sorted(json.loads(args.hp).items()))
     except (json.JSONDecodeError, AttributeError) as error:
         raise MiniCPTError(f"--hp must be a JSON object like '{{\"lr\": 0.01}}', got {args.hp!r}.") from error
-    one = Cell(
-        args.dataset, args.method, args.shots, args.seed, model=args.model, data=args.data, data_dir=args.data_dir,
-        labels=args.labels, n_test=args.n_test, per_class=args.per_class, label_score=args.label_score,
-        max_length=args.max_length, dtype=args.dtype, device=args.device, hp=hp,
-    )  # fmt: skip
+    one = Cell(args.dataset, args.method, args.shots, args.seed, model=args.model, hp=hp, **_options(args))
     result = run_cell(one)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
@@ -171,8 +161,6 @@ def cell(args) -> int:
 
 def tasks(args) -> int:
     """List the tasks that come with the package, and the real ones."""
-    from .data import TASKS, load_task, manifest, real_specs
-
     if args.manifest:
         print(json.dumps(manifest(), indent=1))
         return 0
@@ -188,8 +176,6 @@ def tasks(args) -> int:
 
 def models(args) -> int:
     """List base models to start with; any causal language model of the hub or a local folder will do."""
-    from .base_models import SUGGESTED
-
     for name, what in SUGGESTED.items():
         print(f"{name:28}  {what}")
     return 0
@@ -215,10 +201,6 @@ def check_install(args) -> int:
         except PackageNotFoundError:
             print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[all]'`")
             return 1
-    from .base_models import load_base
-    from .data import load_task, make_split
-    from .methods import fit
-
     base, split = load_base(), make_split(load_task("trec"), 4, seed=0, n_test=4)
     print(f"{'device':13} {base.device}")
     loss = fit("cpt", base, split, {"epochs": 1}).history[0]
@@ -231,12 +213,6 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from .base_models import DEVICES, DTYPES
-    from .data import TASKS
-    from .evaluate import LABEL_SCORES
-    from .experiments import SHOTS, TABLE_METHODS
-    from .methods import METHODS
-
     main = argparse.ArgumentParser(
         prog="python -m minicpt", description="Context-aware Prompt Tuning: few-shot tables."
     )

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import experiments
 from .data import load_task, make_split
 from .errors import MiniCPTError, unknown
 from .experiments import Cell, Store, write_atomically
 from .methods import hyperparameters
-from .tables import interval, pipes
+from .tables import interval, pipes, signed
 
 PROBE_TASK = "set_cls"  # its texts are content words alone, so that a shared word means something
 
@@ -108,12 +109,7 @@ def grid(
         wanted |= {name, known[name].against}
     shots, seeds = list(shots), list(seeds)
     return {
-        name: [
-            Cell(dataset, v.method, k, seed, hp=tuple(v.hp.items()), **kwargs)
-            for dataset in datasets
-            for k in shots
-            for seed in seeds
-        ]
+        name: experiments.grid(datasets, [v.method], shots, seeds, hp=tuple(v.hp.items()), **kwargs)
         for name, v in known.items()
         if name in wanted
     }
@@ -222,16 +218,17 @@ def copy_probe(results: dict[str, list[dict]]) -> pd.DataFrame:
                 labels = np.array([split.classes.index(label) for _, label in split.shots])
                 best = overlap == overlap.max(axis=1, keepdims=True)  # all of them where nothing is shared
                 right["copy"] = (best * (labels == truth[:, None])).sum(axis=1) / best.sum(axis=1)
-            rows += [{"variant": variant, "seed": config["seed"], "shots": config["shots"], "all": hits.mean(),
-                      "shared": hits[shared].mean(), "new": hits[~shared].mean(), "queries_shared": shared.mean()}
+            rows += [{"variant": variant, "seed": config["seed"], "all": hits.mean(), "shared": hits[shared].mean(),
+                      "new": hits[~shared].mean(), "queries_shared": shared.mean()}
                      for variant, hits in right.items()]  # fmt: skip
     if not rows:
         return pd.DataFrame()
-    by_seed = 100 * pd.DataFrame(rows).drop(columns="shots").groupby(["variant", "seed"], sort=False).mean()
+    by_seed = 100 * pd.DataFrame(rows).groupby(["variant", "seed"], sort=False).mean()
     table = by_seed.groupby("variant", sort=False).mean()
     for part in ("shared", "new") if "icl" in table.index else ():
         gaps = by_seed[part].unstack() - by_seed.loc["icl", part]
-        table[f"{part}_minus_icl"] = [signed(*interval(gaps.loc[name])) for name in table.index]
+        intervals = [interval(gaps.loc[name]) for name in table.index]
+        table[f"{part}_minus_icl"] = [signed(mean, low, high) for mean, _, low, high in intervals]
     return table.reset_index()
 
 
@@ -247,19 +244,12 @@ def twin_losses(results: dict[str, list[dict]]) -> dict[str, float]:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def signed(mean: float, std: float, low: float, high: float) -> str:
-    """A difference with its interval, as people read it; empty if there is none."""
-    if np.isnan(mean):
-        return ""
-    return f"{mean:+.1f}" if np.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
 def rows_to_read(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the comparison as people read them; bold: separable after Holm's correction."""
     rows = []
     for row in table.to_dict("records"):
-        gap = signed(row["difference"], 0, row["ci_low"], row["ci_high"]) if row["variant"] != "cpt" else ""
-        own = signed(row["gap"], 0, row["gap_low"], row["gap_high"])
+        gap = signed(row["difference"], row["ci_low"], row["ci_high"]) if row["variant"] != "cpt" else ""
+        own = signed(row["gap"], row["gap_low"], row["gap_high"])
         rows.append([row["question"], row["variant"], row["meaning"], f"{row['mean']:.1f}",
                      f"**{gap}**" if row["holm"] < 0.05 else gap, own and f"{row['against']}: {own}"])  # fmt: skip
     return ["question", "variant", "what it is", "mean", "minus CPT [95 %]", "minus its own baseline"], rows

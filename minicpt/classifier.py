@@ -29,7 +29,7 @@ from .evaluate import LABEL_SCORES, check_candidates
 from .iapt import IAPTModel
 from .masks import Encoded, Template, encode, tokenize
 from .methods import METHODS, Predictor, fit, fit_text_length, hyperparameters
-from .saving import replacing
+from .saving import read_state, replacing
 
 SHOTS, BATCH = 8, 16  # if nobody says how many; a longer context costs time in every step and every prediction
 FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 1"
@@ -70,7 +70,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             classes = sorted(classes)
         hp, word_of = self._hyperparameters(), self._words(classes)
         rows = [(text, word_of[label]) for text, label in zip(texts, labels)]  # inside, a class is called by its word
-        base, rs, words = _shared_base(self.model), self.random_state, list(word_of.values())
+        base, rs, words = self._base(), self.random_state, list(word_of.values())
         seed = int(rs) if isinstance(rs, Integral) else check_random_state(rs).randint(2**31 - 1)
         candidates = tokenize(base.tokenizer, [self.template.label_text(w) for w in words])
         # "first" looks at one token of each label
@@ -79,14 +79,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         rest = [row for i, row in enumerate(rows) if i not in chosen]
         split = Split("FewShotClassifier", [rows[i] for i in chosen], [], {w: w for w in words}, self.template,
                       self.instruction, seed)  # fmt: skip
-        base = _own_copy(base) if METHODS[self.method].trains == "lora" else base
         predictor = fit(self.method, base, split, hp, self.label_score, self.max_length, extra=rest)
         return self._set_fitted(base, predictor, classes, chosen, seed)
 
     def _hyperparameters(self) -> dict:
         """Those of this fit; raises for parameters that have no meaning."""
-        hp, spec = hyperparameters(self.method, self.model), METHODS[self.method]
-        hyperparameters(self.method, self.model, self.hp)  # raises for a misspelt name
+        hp, spec = hyperparameters(self.method, self.model, self.hp), METHODS[self.method]
         if spec.instruction and not self.instruction:
             raise MiniCPTError(f'{self.method} needs instruction="...", a sentence that says what to do.')
         if self.label_score not in LABEL_SCORES:
@@ -96,7 +94,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise MiniCPTError(f"{name} must be None or a whole number from 1, got {value!r}.")
-        return {**hp, "batch_size": hp["batch_size"] or BATCH, **(self.hp or {})} if spec.trains else {}
+        return {**hp, "batch_size": hp["batch_size"] or BATCH} | (self.hp or {}) if spec.trains else {}
+
+    def _base(self) -> BaseModel:
+        """The base model that all classifiers share; a copy of it for LoRA, which changes it."""
+        base = _shared_base(self.model)
+        return replace(base, model=copy.deepcopy(base.model)) if METHODS[self.method].trains == "lora" else base
 
     def _words(self, classes: list) -> dict[Hashable, str]:
         """The label word of each class; raises if one has none, or two share one."""
@@ -185,8 +188,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         params = {**self.get_params(deep=False), "template": asdict(self.template), "random_state": self.seed_,
                   "verbalizers": self.verbalizers is not None}  # fmt: skip
         state = {"format": FORMAT, "params": params, "classes": self.classes_.tolist(), "words": predictor.classes,
-                 "lora": lora, "iapt": iapt, "candidates": predictor.candidates, "history": predictor.history, "shots": self.shots_,
-                 "fingerprint": self._fingerprint}  # fmt: skip
+                 "lora": lora, "iapt": iapt, "candidates": predictor.candidates, "history": predictor.history,
+                 "shots": self.shots_, "fingerprint": self._fingerprint}  # fmt: skip
         return state, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -194,11 +197,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         params, classes = dict(state["params"]), [_tuples(label) for label in state["classes"]]
         params["template"] = Template(**params["template"])
         params["verbalizers"] = dict(zip(classes, state["words"])) if params["verbalizers"] else None
-        self, base = cls(**params), _shared_base(params["model"])
+        self = cls(**params)
+        base = self._base()
         if base.fingerprint != state["fingerprint"]:
             raise MiniCPTError(f"The weights of {self.model!r} are not those of the fit; fit again, or restore them.")
         if state["lora"]:
-            base = _own_copy(base)
             with torch.random.fork_rng():  # PEFT draws weights at first
                 base.model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"]))
             peft.set_peft_model_state_dict(base.model.eval(), tensors)
@@ -229,11 +232,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Load what `save` wrote. Raises `MiniCPTError` for a damaged or foreign file and for another base model."""
         path = Path(folder, FILE)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {}).get("minicpt", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors, metadata = read_state(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise MiniCPTError(f"Cannot read {path}: {error}. Save the classifier again.") from error
+        state = json.loads(metadata.get("minicpt", "{}"))
         if state.get("format") != FORMAT:
             raise MiniCPTError(f"{path} was not written by FewShotClassifier.save, or by another version of it.")
         return cls._from_state(state, tensors)
@@ -247,10 +249,6 @@ def _between_processes(classifier: FewShotClassifier):
 
 
 register_for_joblib(FewShotClassifier, _between_processes)
-
-
-def _own_copy(base: BaseModel) -> BaseModel:
-    return replace(base, model=copy.deepcopy(base.model))
 
 
 def _plain(value) -> int | float | bool | str:

@@ -11,8 +11,22 @@ from peft import PeftType
 from .errors import MiniCPTError
 
 
+class _FromPeftType:
+    """Builds this library's configs from files and dictionaries of CPT and IAPT, where PEFT would build its own."""
+
+    @classmethod
+    def from_peft_type(cls, **kwargs):
+        kind = kwargs.get("peft_type")
+        if kind not in OWN:
+            return super().from_peft_type(**kwargs)
+        known = {f.name for f in dataclasses.fields(OWN[kind])}
+        if unknown := sorted(set(kwargs) - known):
+            warnings.warn(f"The {kind} configuration holds fields that minicpt does not know and ignores: {unknown}.")
+        return OWN[kind](**{k: v for k, v in kwargs.items() if k in known})
+
+
 @dataclass
-class CPTConfig(peft.CPTConfig):
+class CPTConfig(_FromPeftType, peft.CPTConfig):
     """PEFT's `CPTConfig` with three more fields, whose defaults leave its numbers as they are.
 
     - `opt_loss_reduction`: `"mean"` over label tokens (PEFT) or `"sum"` over labels (paper 3.2.1)
@@ -39,15 +53,9 @@ class CPTConfig(peft.CPTConfig):
             if not getattr(self, name) >= 0:
                 raise MiniCPTError(f"{name} is a radius and must be >= 0, got {getattr(self, name)!r}.")
 
-    @classmethod
-    def from_peft_type(cls, **kwargs):
-        """Build the config of a file or dictionary: this class for CPT, where PEFT would build its own."""
-        is_cpt = kwargs.get("peft_type") == PeftType.CPT
-        return _known_fields(cls, kwargs) if is_cpt else super().from_peft_type(**kwargs)
-
 
 @dataclass
-class IAPTConfig(peft.PromptLearningConfig):
+class IAPTConfig(_FromPeftType, peft.PromptLearningConfig):
     """Generators of instruction-aware soft tokens, `num_virtual_tokens` (S) at every layer; see `iapt.py`.
 
     - `bottleneck`: width m between the two projections; `share_projections`: one pair of them for all layers
@@ -69,20 +77,8 @@ class IAPTConfig(peft.PromptLearningConfig):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise MiniCPTError(f"{name} must be a whole number from 1, got {getattr(self, name)!r}.")
 
-    @classmethod
-    def from_peft_type(cls, **kwargs):
-        return _known_fields(cls, kwargs) if kwargs.get("peft_type") == "IAPT" else super().from_peft_type(**kwargs)
-
 
 OWN = {PeftType.CPT: CPTConfig, "IAPT": IAPTConfig}
-
-
-def _known_fields(cls: type, kwargs: dict) -> peft.PeftConfig:
-    known = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(kwargs) - known):
-        kind = kwargs["peft_type"]
-        warnings.warn(f"The {kind} configuration holds fields that minicpt does not know and ignores: {unknown}.")
-    return cls(**{k: v for k, v in kwargs.items() if k in known})
 
 
 class StandsForPeft(type):
@@ -92,15 +88,10 @@ class StandsForPeft(type):
         return isinstance(instance, vars(cls).get("_stands_for", ())) or super().__instancecheck__(instance)
 
 
-class PeftConfig(peft.PeftConfig, metaclass=StandsForPeft):
+class PeftConfig(_FromPeftType, peft.PeftConfig, metaclass=StandsForPeft):
     """PEFT's `PeftConfig`; `from_pretrained` gives CPT and IAPT folders this library's configs."""
 
     _stands_for = peft.PeftConfig
-
-    @classmethod
-    def from_peft_type(cls, **kwargs):
-        own = OWN.get(kwargs.get("peft_type"))
-        return own.from_peft_type(**kwargs) if own else super().from_peft_type(**kwargs)
 
 
 def get_peft_config(config_dict: dict):

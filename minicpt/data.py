@@ -11,7 +11,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from string import Formatter
 
@@ -34,21 +34,9 @@ class Task:
     verbalizers: dict[str, str]  # class -> label word(s)
     templates: list[Template]
     instruction: str  # {labels} stands for the label words
-    source: str
     arbitrary_labels: list[str] = field(default_factory=list)
     default_labels: str = "canonical"
     sha256: str = ""
-
-
-def _rows_sha(rows: list[Row]) -> str:
-    return hashlib.sha256("\n".join(f"{text}\t{label}" for text, label in rows).encode()).hexdigest()[:16]
-
-
-def _templates(pools: dict) -> list[Template]:
-    missing = {"input", "output", "intra", "inter"} - set(pools)
-    if missing:
-        raise MiniCPTError(f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.')
-    return [Template(*parts) for parts in product(pools["input"], pools["output"], pools["intra"], pools["inter"])]
 
 
 def _build(spec: dict, train: list[Row], test: list[Row]) -> Task:
@@ -60,17 +48,19 @@ def _build(spec: dict, train: list[Row], test: list[Row]) -> Task:
                 raise MiniCPTError(f"{spec['name']}: {where} row {i + 1} has an empty text; remove the row.")
             if label not in verbalizers:
                 raise MiniCPTError(f"{spec['name']}, {where} row {i + 1}: {unknown('label', label, verbalizers)}")
-    words = Counter(verbalizers.values())
-    twice = [w for w, n in words.items() if n > 1]
-    if twice:
+    if twice := [word for word, n in Counter(verbalizers.values()).items() if n > 1]:
         raise MiniCPTError(f"{spec['name']}: two classes share the label word {twice[0]!r}; give each its own.")
     kinds = ("canonical", "arbitrary") if spec.get("arbitrary_labels") else ("canonical",)
     if (kind := spec.get("default_labels", "canonical")) not in kinds:
         raise unknown('"default_labels"', kind, kinds)
+    parts = ("input", "output", "intra", "inter")
+    if missing := set(parts) - set(spec["templates"]):
+        raise MiniCPTError(f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.')
+    templates = [Template(*chosen) for chosen in product(*(spec["templates"][part] for part in parts))]
+    sha256 = hashlib.sha256("\n".join(f"{text}\t{label}" for text, label in train + test).encode()).hexdigest()[:16]
     return Task(
-        spec["name"], spec.get("title", spec["name"]), train, test, verbalizers, _templates(spec["templates"]),
-        spec.get("instruction", ""), spec.get("source", "own file"), spec.get("arbitrary_labels", []), kind,
-        _rows_sha(train + test),
+        spec["name"], spec.get("title", spec["name"]), train, test, verbalizers, templates,
+        spec.get("instruction", ""), spec.get("arbitrary_labels", []), kind, sha256,
     )  # fmt: skip
 
 
@@ -129,14 +119,9 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
     rows = {}
     for split in ("train", "test"):
         table = load_table(spec, split, data_dir)
-        texts = [spec["text"].format(**row).strip() for row in table.select_columns(_text_columns(spec))]
-        pairs = zip(texts, table[spec["label_column"]])
+        pairs = [(spec["text"].format(**row).strip(), row[spec["label_column"]]) for row in table]
         rows[split] = [(text, named.get(label, f"label {label}")) for text, label in pairs if text]
     return _build({**spec, "name": name}, rows["train"], rows["test"])
-
-
-def _text_columns(spec: dict) -> list[str]:
-    return [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
 
 
 def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
@@ -158,7 +143,8 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
     else:
         table = _load_hub(spec, split)
         where = f"{spec['hub']} ({split})"
-    for column in (*_text_columns(spec), spec["label_column"]):
+    in_text = [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
+    for column in (*in_text, spec["label_column"]):
         if column not in table.column_names:
             raise MiniCPTError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}.")
     return table
@@ -239,20 +225,13 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     generator.shuffle(order)
     for rows in by_class.values():
         generator.shuffle(rows)
-    # round r takes the r-th row of every class that has one: distinct classes first
-    rounds = [
-        [by_class[c][r] for c in order if r < len(by_class[c])]
-        for r in range(max(map(len, by_class.values()), default=0))
-    ]
-    if per_class:
-        small = {c: len(by_class[c]) for c in order if len(by_class[c]) < k}
-        if small:
-            raise MiniCPTError(f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots.")
-        chosen = [i for one_round in rounds[:k] for i in one_round]
-    else:
-        if k > len(labels):
-            raise MiniCPTError(f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows.")
-        chosen = [i for one_round in rounds for i in one_round][:k]
+    if per_class and (small := {c: len(by_class[c]) for c in order if len(by_class[c]) < k}):
+        raise MiniCPTError(f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots.")
+    if not per_class and k > len(labels):
+        raise MiniCPTError(f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows.")
+    # each round takes the next row of every class that has one: distinct classes first
+    rounds = zip_longest(*(by_class[c] for c in order))
+    chosen = [i for one_round in rounds for i in one_round if i is not None][: k * len(order) if per_class else k]
     random.Random(f"order {seed} {k}").shuffle(chosen)
     return chosen
 
@@ -289,9 +268,9 @@ def make_split(
     return Split(task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed)
 
 
-def split_hashes(task: Task, shots=(2, 4, 6), seeds=range(5)) -> dict[str, str]:
+def split_hashes(task: Task, seeds=range(5)) -> dict[str, str]:
     """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
-    return {f"{k}-shot seed {seed}": make_split(task, k, seed).sha256 for k in shots for seed in seeds}
+    return {f"{k}-shot seed {seed}": make_split(task, k, seed).sha256 for k in (2, 4, 6) for seed in seeds}
 
 
 def manifest() -> dict[str, str]:

@@ -8,12 +8,16 @@ import os
 import signal
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from statistics import mean
+
+import torch
+from tqdm import tqdm
 
 from . import experiments
 from .errors import MiniCPTError
@@ -56,8 +60,6 @@ def run_grid(
     Interrupt at will: what is done stays done, and the next run goes on from there. Two runs on one store may compute
     a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed.
     """
-    from tqdm import tqdm
-
     missing = missing_cells(cells, store)
     if slurm is not None:
         outcomes = in_slurm(missing, store, workers, slurm)
@@ -80,8 +82,6 @@ def run_grid(
 def _start_worker(gpus) -> None:
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()  # before the first use of CUDA in this process
-    import torch
-
     # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it lets running cells finish
@@ -89,8 +89,6 @@ def _start_worker(gpus) -> None:
 
 def in_processes(missing: list[Cell], store: Store, workers: int, gpus: tuple[str, ...] = ()) -> Iterator[Outcome]:
     """Attempt the cells in processes of one thread, one a GPU if there are any; yield them as they are done."""
-    from multiprocessing import get_context
-
     context = get_context("spawn")
     devices = context.SimpleQueue() if gpus else None
     for gpu in gpus:
@@ -179,19 +177,16 @@ def _is_queued(array: str) -> bool:
 
 def plan(cells: list[Cell], store: Store, at_once: int = 1) -> str:
     """What a run would do: cells, what is done, and the time of the rest, estimated from finished cells of a model."""
-    rows, seconds = defaultdict(lambda: [0, 0]), defaultdict(list)
-    missing = []
-    for cell in cells:
-        result, row = store.get(cell), rows[cell.model, cell.dataset, cell.method]
-        row[0] += 1
-        row[1] += result is not None
-        if result is None:
-            missing.append(cell)
-            continue
-        for like in _alike(cell):
+    results = [store.get(cell) for cell in cells]
+    rows = [(cell.model, cell.dataset, cell.method) for cell in cells]
+    done = Counter(row for row, result in zip(rows, results) if result)
+    missing = [cell for cell, result in zip(cells, results) if not result]
+    seconds = defaultdict(list)
+    for cell, result in zip(cells, results):
+        for like in _alike(cell) if result else ():
             seconds[like].append(sum(result["seconds"].values()))
     lines = [f"{'model':24} {'dataset':10} {'method':16} {'cells':>5} {'done':>5}"]
-    lines += [f"{m:24} {d:10} {s:16} {n:5} {done:5}" for (m, d, s), (n, done) in rows.items()]
+    lines += [f"{m:24} {d:10} {s:16} {n:5} {done[m, d, s]:5}" for (m, d, s), n in Counter(rows).items()]
     guesses = [next((mean(seconds[like]) for like in _alike(cell) if like in seconds), None) for cell in missing]
     known = [guess for guess in guesses if guess is not None]
     lines.append(f"{len(cells)} cells, {len(cells) - len(missing)} done, {len(missing)} to compute.")

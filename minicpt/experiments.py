@@ -20,9 +20,14 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
-from .data import TASKS, Task, load_task, make_split
+import torch
+
+from .base_models import load_base, weights_fingerprint
+from .data import TASKS, load_task, make_split
 from .errors import unknown
-from .methods import METHODS, hyperparameters
+from .evaluate import accuracy
+from .memory import ROWS, is_out_of_memory, peak_bytes, reset_peak
+from .methods import METHODS, fit, hyperparameters
 
 SHOTS = (2, 4, 6)
 # the nine methods of the paper's Table 1, and CPT with the ball of the paper's size
@@ -68,24 +73,11 @@ class Cell:
         return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
 
 
-@lru_cache
-def _task(name: str, data: str, data_dir: str | None) -> Task:
-    return load_task(name, data, data_dir)
-
-
-@lru_cache
-def _fingerprint(model: str) -> str:
-    from .base_models import weights_fingerprint
-
-    return weights_fingerprint(model)
+_task, _fingerprint = lru_cache(load_task), lru_cache(weights_fingerprint)  # every cell asks for them
 
 
 @lru_cache(maxsize=1)
 def _base(model: str, device: str | None, dtype: str):
-    import torch
-
-    from .base_models import load_base
-
     if model == "micro":
         torch.set_num_threads(1)  # its matrices are so small that a second thread costs time
     return load_base(model, device, dtype)
@@ -116,8 +108,6 @@ def run_cell(cell: Cell) -> dict:
 
     Where memory runs out, half as many rows go through the model at once, down to one: the numbers stay the same.
     """
-    from .memory import ROWS, is_out_of_memory
-
     config = cell.config()  # first: a wrong name must not cost the loading of a model
     started = time.perf_counter()
     base = _base(cell.model, cell.device, cell.dtype)
@@ -134,18 +124,10 @@ def run_cell(cell: Cell) -> dict:
         rows //= 2
         gc.collect()  # outside of `except`: there the error's traceback still holds the tensors
         if base.device.type == "cuda":
-            import torch
-
             torch.cuda.empty_cache()
 
 
 def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
-    import torch
-
-    from .evaluate import accuracy
-    from .memory import peak_bytes, reset_peak
-    from .methods import fit
-
     reset_peak(base.device)
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:

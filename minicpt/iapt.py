@@ -143,10 +143,14 @@ class IAPTModel(nn.Module):
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
         is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
+        Raises `MiniCPTError` where the loss would be NaN for want of a label, as the prompts of `forward.py` do.
         """
         if (embeds := inputs_embeds) is None:
             check_ids("input_ids", input_ids, embed := self.base_model.get_input_embeddings())
             embeds = embed(input_ids)
+        if labels is not None and num_items_in_batch is None and (labels[:, 1:] == IGNORE).all():
+            raise MiniCPTError("All labels after the first token are -100: the loss would be NaN. Label at least one "
+                               "token of the batch.")  # fmt: skip
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = embeds.new_ones(B, T + max(past - S, 0), dtype=torch.long) if attention_mask is None else attention_mask

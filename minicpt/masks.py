@@ -183,12 +183,10 @@ def fit_text_length(fixed: int, shots: list[Encoded], queries: list[Encoded], li
     return low
 
 
-def collate(
-    rows: Sequence[Encoded], pad_id: int = 0
-) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Pad rows on the right to one length T: ids, attention mask and types (0 on padding), each (B, T)."""
+def collate(rows: Sequence[Encoded]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Pad rows on the right to one length T: ids, attention mask and types (all 0 on padding), each (B, T)."""
     T = max(map(len, rows))
-    ids = torch.tensor([r.ids + [pad_id] * (T - len(r)) for r in rows])
+    ids = torch.tensor([r.ids + [0] * (T - len(r)) for r in rows])
     mask = torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in rows])
     types = torch.tensor([r.types + [SEPARATOR] * (T - len(r)) for r in rows])
     return ids, mask, types

@@ -5,6 +5,7 @@ of them (tests/test_memory.py). They choose the number of rows at once before th
 micro-batches gives the same numbers.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def free_memory(device: torch.device) -> int:
 
 def weight_bytes(model) -> int:
     """Size of the weights, shared ones counted once; a model on the meta device has none and is counted all the same."""
-    return sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _per_layer(model, tokens: int, attended: int) -> int:
@@ -64,17 +65,15 @@ def training_bytes(model, rows: int, prefix: int, query: int, shared: bool = Tru
     return layers + 3 * rows * query * config.vocab_size * 4
 
 
-def scoring_bytes(model, rows: int, prefix: int, query: int, kept: int = 8) -> int:
-    """Scoring `rows` queries after a shared prefix: the cache twice (a copy grows), one layer, `kept` log-softmaxes."""
+def scoring_bytes(model, rows: int, prefix: int, query: int) -> int:
+    """Scoring `rows` queries after a shared prefix: the cache twice (a copy grows), one layer, 8 log-softmaxes."""
     config = model.config.get_text_config()
     layer = max(_per_layer(model, rows * query, prefix + query), _per_layer(model, prefix, prefix))
-    logits = rows * kept * config.vocab_size * (model.dtype.itemsize + 8)
+    logits = rows * 8 * config.vocab_size * (model.dtype.itemsize + 8)
     return 2 * cache_bytes(model, rows * (prefix + query)) + layer + logits
 
 
-def rows_that_fit(
-    model, device, prefix: int, query: int, batch: int, most: int = ROWS, shared: bool = True
-) -> int:
+def rows_that_fit(model, device, prefix: int, query: int, batch: int, most: int = ROWS, shared: bool = True) -> int:
     """Largest power of two, at most `most`, of rows that can be trained on (if `batch` > 0) and scored at once.
 
     Raises `MiniCPTError` where not even one row fits, with what it needs and what there is.
@@ -120,10 +119,8 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (refs := Path("/proc/self/clear_refs")).exists():
-        try:
+        with suppress(OSError):  # a container may forbid it
             refs.write_text("5")
-        except OSError:  # a container may forbid it
-            pass
 
 
 def peak_bytes(device: torch.device) -> int | None:

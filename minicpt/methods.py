@@ -117,21 +117,19 @@ def fit(
     hp: dict | None = None,
     label_score: str = "mean",
     max_length: int | None = None,
-    queries: Sequence[str] = (),
     extra: Sequence[Row] = (),
     rows_at_once: int = ROWS,
 ) -> Predictor:
     """Fit a method on the split's shots.
 
-    `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `queries` (by
-    default the split's) tell how long a query gets; `extra` rows are trained on as the shots are, but stand in no
-    context; `rows_at_once` caps what goes through the model together, and is lowered where the estimate of memory says
-    so: the numbers stay the same. Texts are cut where the prompt would not fit, with a warning.
+    `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `extra` rows are
+    trained on as the shots are, but stand in no context; `rows_at_once` caps what goes through the model together, and
+    is lowered where the estimate of memory says so: the numbers stay the same. Texts are cut where the prompt would not
+    fit with the longest of the split's queries, with a warning.
     Seeded by the split; the global random state is left alone.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    spec, hp = METHODS[method], hyperparameters(method, base.name, hp)
+    hp = hyperparameters(method, base.name, hp)
+    spec = METHODS[method]
     if not split.shots and method != "zero":
         raise MiniCPTError(f"{method} needs at least one shot; without any, only the method 'zero' works.")
     tokenizer, template = base.tokenizer, split.template
@@ -143,10 +141,9 @@ def fit(
     if spec.instruction and not split.instruction:
         raise MiniCPTError(f'{method} needs an instruction; add "instruction" to the task {split.task!r}.')
     labelled, further = ([(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra))
-    texts = list(queries) or [text for text, _ in split.queries]
     n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
     limit = int(min(base.max_length, max_length or base.max_length))
-    rows = [(t, None) for t in texts] + labelled + further
+    rows = [(text, None) for text, _ in split.queries] + labelled + further
     sequences = encode(tokenizer, template, rows)
     fixed = n_prompt + max(map(len, candidates))
     cap = fit_text_length(fixed, encode(tokenizer, template, labelled) if spec.context else [], sequences, limit)
@@ -175,5 +172,6 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
         recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"], at_once=rows_at_once)
-        TRAINERS[spec.trains](predictor, base, context, trained, hp, recipe, instruction, split.seed)
+        generator = torch.Generator().manual_seed(split.seed)  # of the rows' order
+        TRAINERS[spec.trains](predictor, base, context, trained, hp, recipe, instruction, generator)
     return predictor

@@ -177,3 +177,16 @@ class AutoPeftModelForCausalLM(peft.AutoPeftModelForCausalLM):
     """PEFT's loader of base model and adapter in one call, with this library's wrapper."""
 
     _target_peft_class = PeftModelForCausalLM
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load as PEFT does, with PEFT's arguments. Raises `MiniCPTError` for IAPT, which PEFT cannot read."""
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except KeyError as error:
+            if error.args != ("IAPT",):
+                raise
+            raise MiniCPTError(
+                "AutoPeftModelForCausalLM cannot load IAPT's generators: PEFT does not know them. Load the base model "
+                "and use PeftModel.from_pretrained(model, folder)."
+            ) from error

@@ -170,7 +170,6 @@ def start(
     P, common = prompt.shape[1], 0
     if share and kept is not None and not torch.is_grad_enabled() and not model.training:
         return kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries
-    whole = torch.cat((prompt.expand(B, -1, -1), queries), dim=1)
     if not queries.requires_grad and B > 1:
         same = (queries == queries[:1]).all(-1).all(0)
         if mask is not None:
@@ -178,8 +177,9 @@ def start(
         common = min(int(same.long().cumprod(0).sum()), T - 1)  # every row keeps a token of its own
     n = P + common
     if not share or B == 1 or (B - 1) * n < WORTH_SHARING:
-        return None, whole
-    _, hidden, cache = run(model, whole[:1, :n], None if mask is None else mask[:1, :n])
+        return None, torch.cat((prompt.expand(B, -1, -1), queries), dim=1)
+    shared = torch.cat((prompt, queries[:1, :common]), dim=1)
+    _, hidden, cache = run(model, shared, None if mask is None else mask[:1, :n])
     return Prefix(cache, hidden), queries[:, common:]
 
 

@@ -88,17 +88,14 @@ def write_state(folder: Path, encoder, training_state: dict | None) -> None:
     if isinstance(encoder, CPTEmbedding) and not encoder.config.inference_mode:
         tensors |= {"embedding": encoder.embedding.weight, "delta": encoder.delta_embedding.weight}
     if training_state is not None:
-        parts = {k: v.get_state() if _is_generator(v) else v.state_dict() for k, v in training_state.items()}
+        # generators are the one kind without state_dict
+        parts = {k: v.state_dict() if hasattr(v, "state_dict") else v.get_state() for k, v in training_state.items()}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {"parts": parts, "torch": torch.get_rng_state(), "cuda": cuda}
         metadata["training"] = json.dumps(_pack(state, tensors))
     if tensors:
         tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         safetensors.torch.save_file(tensors, folder / STATE, metadata)
-
-
-def _is_generator(part) -> bool:
-    return isinstance(part, torch.Generator)  # the one kind of state without state_dict
 
 
 def _pack(value, tensors: dict[str, Tensor]):
@@ -142,7 +139,8 @@ def read_weights(folder) -> dict[str, Tensor]:
     return readable(path, safetensors.torch.load_file, path)
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors by name, and what its header says besides."""
     with safetensors.safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
@@ -152,7 +150,7 @@ def restore_exactly(folder: Path, encoder) -> None:
     """Replace a context's rebuilt centre and delta by those of the state file, if it belongs to these weights."""
     if not isinstance(encoder, CPTEmbedding) or not (folder / STATE).is_file():
         return
-    tensors, _ = readable(folder / STATE, _read_state, folder / STATE)
+    tensors, _ = readable(folder / STATE, read_state, folder / STATE)
     exact = [tensors.get("embedding"), tensors.get("delta")]
     weights = [encoder.embedding.weight, encoder.delta_embedding.weight]
     if all(t is not None and t.shape == w.shape for t, w in zip(exact, weights)):
@@ -177,7 +175,7 @@ def load_training_state(folder, **parts) -> None:
     path = Path(folder) / STATE
     if not path.is_file():
         raise MiniCPTError(f"{str(path)!r} does not exist; save with save_pretrained(folder, training_state=...).")
-    tensors, metadata = readable(path, _read_state, path)
+    tensors, metadata = readable(path, read_state, path)
     if "training" not in metadata:
         raise MiniCPTError(f"{str(path)!r} keeps no training state; save with save_pretrained(training_state=...).")
     state = _unpack(json.loads(metadata["training"]), tensors)
@@ -185,7 +183,8 @@ def load_training_state(folder, **parts) -> None:
     if set(parts) != set(saved):
         raise MiniCPTError(f"{str(path)!r} keeps the state of {sorted(saved)}; asked for {sorted(parts)}.")
     for name, part in parts.items():
-        part.set_state(saved[name]) if _is_generator(part) else part.load_state_dict(saved[name])
+        take_over = part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state
+        take_over(saved[name])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

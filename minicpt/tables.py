@@ -27,8 +27,8 @@ def frame(results):
     """
     if not results:
         raise ValueError("no results to tabulate: compute some cells first, or check the results folder")
-    table = pd.DataFrame([{**{key: result["config"][key] for key in CELL},
-                           "data": result["config"].get("data"), "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
+    table = pd.DataFrame([{**{key: result["config"][key] for key in CELL}, "data": result["config"].get("data"),
+                           "accuracy": result["accuracy"], "accuracy_calibrated": result.get("accuracy_calibrated"),
                            "seconds": result["seconds"]["fit"] + result["seconds"]["score"]} for result in results])
     for cell in table[table.duplicated(CELL)][CELL].to_dict("records"):
         raise ValueError(f"two results for the cell {cell}: their configs differ in another field; "
@@ -57,6 +57,13 @@ def interval(values):
     return mean, std, *np.quantile(resampled, [tail, 1 - tail]).tolist()
 
 
+def signed(mean, low, high):
+    """A difference with the ends of its interval, as people read it; empty if there is none."""
+    if math.isnan(mean):
+        return ""
+    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def prediction_interval(values):
     """Ends of the 95 % t interval for one new observation; NaN from a single value.
 
@@ -71,23 +78,21 @@ def _around(mean, error, n):
     return mean - half, mean + half
 
 
-def summary(results, score="accuracy", published=None):
+def summary(results, published=None):
     """One row a (model, dataset, method, shots), in percent, with the published number beside ours where there is one.
 
-    Columns: model, dataset, method, shots, mean, std, ci_low, ci_high, n_seeds, reported, reported_source. `score` is
-    accuracy or accuracy_calibrated (results without it are left out); `published` is what `load_published` returns. A
-    trailing * on a dataset means arbitrary labels: another task than the published one, so nothing is reported there.
+    Columns: model, dataset, method, shots, mean, std, ci_low, ci_high, n_seeds, reported, reported_source. `published`
+    is what `load_published` returns. A trailing * on a dataset means arbitrary labels: another task than the published
+    one, so nothing is reported there.
     """
     table = _starred(frame(results))
-    if score not in ("accuracy", "accuracy_calibrated") or table[score].isna().all():
-        raise ValueError(f"no result has the score {score!r}: use accuracy or accuracy_calibrated, or recompute")
     known = {tuple(cell[key] for key in KEYS): cell for cell in (published or load_published())["cells"]}
     rows = []
-    for (*keys, labels), group in table.dropna(subset=score).groupby([*KEYS, "labels"]):
+    for (*keys, labels), group in table.groupby([*KEYS, "labels"]):
         real = labels == "canonical" and (group["data"] == "real").all()  # a micro task of that name is another task
         cell = known.get(tuple(keys)) if real else None
         reported = (cell["value"], f"{cell['source']} ({cell['evidence']})") if cell else (math.nan, "")
-        rows.append([*keys, *interval(100 * group[score]), len(group), *reported])
+        rows.append([*keys, *interval(100 * group.accuracy), len(group), *reported])
     return _ordered(rows, [*KEYS, "mean", "std", "ci_low", "ci_high", "n_seeds", "reported", "reported_source"])
 
 
@@ -128,7 +133,7 @@ def overall(results, baseline="icl"):
     rows = []
     for model, cells in table.groupby("model"):
         cells = cells.assign(shots=cells.shots.where(cells.method != "zero", -1))
-        datasets = sorted(set(cells.dataset), key=lambda name: _rank(pd.Series([name], name="dataset"))[0])
+        datasets = list(cells.dataset.sort_values(key=_rank).unique())
         own = cells[cells.method == baseline]
         # what the baseline has: shots of each dataset, and the seeds that all of its cells share
         by_cell = own.groupby(["dataset", "shots"]).seed.agg(set)
@@ -145,8 +150,7 @@ def overall(results, baseline="icl"):
             per_seed = mean[plain].mean(axis=1)
             gap, _, low, high = interval(per_seed - means[baseline][plain].mean(axis=1))
             rows.append([model, method, *mean.mean(), per_seed.mean(), gap, low, high, len(seeds)])
-    columns = ["model", "method", *datasets, "mean", "difference", "ci_low", "ci_high", "n"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["model", "method"], key=_rank, ignore_index=True)
+    return _ordered(rows, ["model", "method", *datasets, "mean", "difference", "ci_low", "ci_high", "n"])
 
 
 def overall_rows(table, baseline="icl"):
@@ -156,8 +160,7 @@ def overall_rows(table, baseline="icl"):
     rows = []
     for row in table.to_dict("records"):
         means = [f"{row[name]:.1f}" for name in [*datasets, "mean"]]
-        gap, low, high = (f"{row[name]:+.1f}" for name in ("difference", "ci_low", "ci_high"))
-        gap = "" if row["method"] == baseline else gap if row["n"] == 1 else f"{gap} [{low}, {high}]"
+        gap = "" if row["method"] == baseline else signed(row["difference"], row["ci_low"], row["ci_high"])
         rows.append([METHODS.get(row["method"], row["method"]), *means, gap])
     return header, rows
 
@@ -176,13 +179,10 @@ def wide(summary, best="**{}**"):
     shown = means.map(lambda mean: float(f"{mean:.1f}"))
     rivals = shown.groupby(level=["model", "shots"])
     is_best = shown.eq(rivals.transform("max")) & (rivals.transform("count") > 1)
-
-    def text(row, column):
-        mean, std = means.at[row, column], stds.at[row, column] if column in stds else math.nan
-        cell = "" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ±{std:.1f}"
-        return best.format(cell) if is_best.at[row, column] else cell
-    cells = pd.DataFrame({column: [text(row, column) for row in means.index] for column in means}, index=means.index)
-    return cells.rename(index=lambda method: METHODS.get(method, method), level="method")
+    spread = stds.reindex_like(means).map(lambda std: "" if math.isnan(std) else f" ±{std:.1f}")
+    cells = means.map(lambda mean: "" if math.isnan(mean) else f"{mean:.1f}") + spread
+    cells = cells.mask(is_best, cells.map(best.format))
+    return cells.rename_axis(columns=None).rename(index=lambda method: METHODS.get(method, method), level="method")
 
 
 def to_text(summary):
@@ -241,19 +241,6 @@ def pipes(header, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
-def to_latex(summary):
-    r"""The wide table as a LaTeX tabular for \usepackage{booktabs}."""
-    table = wide(summary, best=r"\textbf{{{}}}").reset_index()
-    special = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "†": r"$^\dagger$", "ε": r"$\varepsilon$"}
-
-    def line(cells):
-        return " & ".join(str(cell).translate(str.maketrans(special)) for cell in cells) + r" \\"
-    lines = [rf"\begin{{tabular}}{{{'l' * table.shape[1]}}}", r"\toprule", line(table.columns)]
-    for _, block in table.groupby(["model", "shots"]):
-        lines += [r"\midrule", *map(line, block.to_numpy())]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
 def write(results, folder, title, notes):
     """Write table.csv (the summary), overall.csv and table.md into folder, each whole or not at all; return the paths.
 
@@ -282,7 +269,7 @@ def _starred(table):
 
 def _ordered(rows, columns):
     """A table with the methods next to each other: they are what one compares."""
-    order = ["model", "dataset", "shots", "method"]
+    order = [name for name in ("model", "dataset", "shots", "method") if name in columns]
     return pd.DataFrame(rows, columns=columns).sort_values(order, key=_rank, ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""How each kind of method trains: `TRAINERS[kind](predictor, base, context, rows, hp, recipe, instruction, seed)`.
+"""How each kind of method trains: TRAINERS[kind](predictor, base, context, rows, hp, recipe, instruction, generator).
 
 Each trains on `rows` and writes what came of it into the predictor: its prefix or model, and the losses of its steps.
 """
@@ -27,11 +27,11 @@ def _batch(rows: list[Encoded], chosen: list[int], device) -> tuple[Tensor, Tens
     return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
 
 
-def _train_context(predictor, base, context, rows, hp, recipe, instruction, seed):
+def _train_context(predictor, base, context, rows, hp, recipe, instruction, generator):
     """CPT: the context's embeddings move inside their balls (paper 3.2)."""
     if OPTIONS.keys() & hp.keys():  # beyond what the drop-in classes can say
         tuned = TunedContext(base, context, len(instruction), hp)
-        return _train_tuned(tuned, predictor, rows, recipe, seed)
+        return _train_tuned(tuned, predictor, rows, recipe, generator)
     from .model import CPTConfig, TaskType, get_peft_model
 
     config = CPTConfig(
@@ -54,25 +54,25 @@ def _train_context(predictor, base, context, rows, hp, recipe, instruction, seed
         return model(input_ids=ids, attention_mask=mask, labels=labels, input_type_mask=types).loss
 
     weights = [encoder.delta_embedding.weight]
-    predictor.history = train(loss_of, weights, len(rows), recipe, _generator(seed), encoder.project_)
+    predictor.history = train(loss_of, weights, len(rows), recipe, generator, encoder.project_)
     predictor.prefix = model.get_prompt(batch_size=1).detach()
 
 
-def _train_cache(predictor, base, context, rows, hp, recipe, instruction, seed):
+def _train_cache(predictor, base, context, rows, hp, recipe, instruction, generator):
     """CT-KV: the context's keys and values."""
-    _train_tuned(TunedCache(base, context, len(instruction), hp), predictor, rows, recipe, seed)
+    _train_tuned(TunedCache(base, context, len(instruction), hp), predictor, rows, recipe, generator)
 
 
-def _train_tuned(tuned, predictor, rows, recipe, seed):
+def _train_tuned(tuned, predictor, rows, recipe, generator):
     def loss_of(chosen):
         return tuned.loss(_batch(rows, chosen, tuned.base.device), chosen)
 
-    predictor.history = train(loss_of, tuned.weights, len(rows), recipe, _generator(seed), tuned.project_)
+    predictor.history = train(loss_of, tuned.weights, len(rows), recipe, generator, tuned.project_)
     with torch.no_grad():
         predictor.prefix = tuned.prefix()
 
 
-def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed):
+def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, generator):
     """PT and IPT: a soft prompt before the query, or before the fixed context and the query.
 
     Given an `epsilon` (in `epsilon_unit`), every prompt token stays in a ball around its start, as CPT's tokens do.
@@ -103,12 +103,12 @@ def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, seed)
         weight.copy_(start + project(weight - start, torch.full((len(start),), radius, device=start.device)))
 
     hooks = [project_] if "epsilon" in hp else []
-    predictor.history = train(loss_of, [weight], len(rows), recipe, _generator(seed), *hooks)
+    predictor.history = train(loss_of, [weight], len(rows), recipe, generator, *hooks)
     prompt = model.get_prompt(batch_size=1).detach()
     predictor.prefix = prompt if predictor.prefix is None else torch.cat((prompt, predictor.prefix.to(prompt)), dim=1)
 
 
-def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
+def _train_lora(predictor, base, context, rows, hp, recipe, instruction, generator):
     """LoRA on the query alone, by PEFT."""
     import peft
 
@@ -129,14 +129,14 @@ def _train_lora(predictor, base, context, rows, hp, recipe, instruction, seed):
 
     try:
         weights = [p for p in model.parameters() if p.requires_grad]
-        predictor.history = train(loss_of, weights, len(rows), recipe, _generator(seed))
+        predictor.history = train(loss_of, weights, len(rows), recipe, generator)
     except BaseException:
         restore()
         raise
     model.eval()
 
 
-def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
+def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, generator):
     """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
     from .model import IAPTConfig, get_peft_model
 
@@ -149,11 +149,7 @@ def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, seed):
         return label_loss(output.logits, labels, types, reduction="sum")
 
     weights, g = ([p for p in model.trained().values() if p.dim() == n] for n in (2, 1))  # the activations are vectors
-    predictor.history = train_bilevel(loss_of, weights, g, hp["activation_lr"], len(rows), recipe, _generator(seed))
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    predictor.history = train_bilevel(loss_of, weights, g, hp["activation_lr"], len(rows), recipe, generator)
 
 
 TRAINERS = {"context": _train_context, "cache": _train_cache, "prompt": _train_prompt, "lora": _train_lora,

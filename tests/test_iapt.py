@@ -204,6 +204,19 @@ def test_loss_is_the_cross_entropy_of_the_labels():
     torch.testing.assert_close(kept, output.logits[:, [2, 5]])
 
 
+def test_no_label_is_an_error_as_for_the_other_prompts():
+    """transformers gives NaN; a count of items from outside (Trainer, gradient accumulation) makes it 0, as there."""
+    model, ids = wrapped(), torch.randint(1, 60, (2, 6))
+    nothing = torch.full_like(ids, -100)
+    assert torch.isnan(base("Llama")(ids, labels=nothing).loss)
+    with pytest.raises(MiniCPTError, match="the loss would be NaN. Label at least one token"):
+        model(ids, labels=nothing)
+    roles = torch.tensor([[2, 2, 3, 3, 4, 4]] * 2)
+    with pytest.raises(MiniCPTError, match="after the first token are -100"):  # which nothing predicts
+        model(ids, labels=nothing.index_fill(1, torch.tensor([0]), 7), input_type_mask=roles)
+    assert model(ids, labels=nothing, num_items_in_batch=3).loss == 0
+
+
 def test_trainer_trains_the_generators_alone(tmp_path):
     model = wrapped("GPT2")
     rows = [{"input_ids": torch.randint(1, 60, (7,)), "labels": torch.tensor([-100] * 5 + [3, 4])} for _ in range(6)]
@@ -312,6 +325,8 @@ def test_saved_and_loaded_bit_by_bit(tmp_path, shared):
 def test_damaged_and_foreign_files(tmp_path):
     model = wrapped()
     model.save_pretrained(tmp_path)
+    with pytest.raises(MiniCPTError, match=r"cannot load IAPT.* use PeftModel.from_pretrained\(model, folder\)"):
+        minicpt.AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     with pytest.raises(MiniCPTError, match="token_dim is 16, the model's is 32"):
         other = transformers.LlamaConfig(**ARCHITECTURES["Llama"] | dict(hidden_size=32))

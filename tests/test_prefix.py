@@ -518,4 +518,10 @@ def test_the_weights_of_the_loss_are_those_of_token_weights():
     logits = model(inputs_embeds=torch.cat((prompt.expand(3, -1, -1), queries), dim=1)).logits
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
     torch.testing.assert_close(output.loss, (losses * weights).sum())
-    assert token_weights(labels, torch.full_like(labels, 4)).shape == labels.shape
+    types = torch.where(torch.rand(3, 10, generator=generator) < 0.5, torch.tensor([1, 2, 3, 4, 4, 5, 6, 7, 8, 8]), 0)
+    options = (0.9, "sum", 0.5)  # decay, reduction, weight of all labels but the last
+    labels = labels.masked_fill(types % 4 > 0, -100).masked_fill(types == 0, -100)
+    weights = token_weights(labels[:, 1:], types[:, 1:], *options)
+    assert len(weights[weights > 0].unique()) > 1
+    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
+    torch.testing.assert_close(output.loss, label_loss(logits, labels, types, *options))

@@ -167,15 +167,6 @@ def test_set_cls_keeps_its_name_and_is_never_beside_a_number():
     assert list(table.dataset) == ["set_cls", "sst2*"] and table.reported.isna().all()
 
 
-def test_summary_of_the_calibrated_score():
-    found = [result(seed=seed, accuracy_calibrated=score) for seed, score in enumerate([0.2, 0.4, None])]
-    table = tables.summary(found, score="accuracy_calibrated")
-    assert table["mean"].item() == pytest.approx(30) and table.n_seeds.item() == 2
-    for score, given_results in (("accuracy_calibrated", [result()]), ("f1", [result()])):
-        with pytest.raises(ValueError, match="no result has the score"):
-            tables.summary(given_results, score=score)
-
-
 # --- paired
 
 def test_paired_differences_are_taken_seed_by_seed(results):
@@ -285,14 +276,6 @@ def test_beside_judges_by_the_prediction_interval_and_says_where_there_is_no_num
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert row.ours == f"21.0 ±1.0 [{21 - half:.1f}, {21 + half:.1f}]" and row.difference == "-37.9"
     assert tables.beside(tables.summary([result()])).empty
-
-
-def test_latex_escapes_and_rules():
-    found = [result(m, 0.5, seed, k, "ag_news") for m in ("icl", "cpt_instr") for seed in (0, 1) for k in (2, 4)]
-    text = tables.to_latex(tables.summary(found))
-    assert text.startswith("\\begin{tabular}{llll}\n\\toprule\n") and text.endswith("\\bottomrule\n\\end{tabular}\n")
-    assert "ag\\_news" in text and "CPT$^\\dagger$" in text and "\\textbf{50.0 $\\pm$0.0}" in text
-    assert text.count("\\midrule") == 2 and all(line.count("&") == 3 for line in text.splitlines() if "&" in line)
 
 
 def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
