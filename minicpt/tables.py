@@ -241,8 +241,17 @@ def pipes(header, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
+def to_latex(summary):
+    r"""The wide table as a LaTeX tabular for \usepackage{booktabs}."""
+    special = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "†": r"$^\dagger$", "ε": r"$\varepsilon$"})
+    table = wide(summary, best=r"\textbf{{{}}}").reset_index().map(lambda cell: str(cell).translate(special))
+    return table.rename(columns=lambda name: name.translate(special)).to_latex(index=False, escape=False)
+
+
 def write(results, folder, title, notes):
-    """Write table.csv (the summary), overall.csv and table.md into folder, each whole or not at all; return the paths.
+    """Write table.csv (the summary), overall.csv, table.md and table.tex into folder, each whole or not at all.
+
+    Returns the paths by name.
 
     overall.csv and its part of table.md need a complete set of ICL results and are left out without one.
     """
@@ -255,7 +264,7 @@ def write(results, folder, title, notes):
                  *(f"{model}:\n\n{pipes(*overall_rows(rows))}" for model, rows in means.groupby("model"))]
     except ValueError:
         pass
-    texts["table.md"] = to_markdown(table, title, notes)
+    texts |= {"table.md": to_markdown(table, title, notes), "table.tex": to_latex(table)}
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return {name: folder / name for name in texts}

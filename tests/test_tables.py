@@ -278,9 +278,17 @@ def test_beside_judges_by_the_prediction_interval_and_says_where_there_is_no_num
     assert tables.beside(tables.summary([result()])).empty
 
 
+def test_latex_escapes_and_rules():
+    found = [result(m, 0.5, seed, k, "ag_news") for m in ("icl", "cpt_instr") for seed in (0, 1) for k in (2, 4)]
+    text = tables.to_latex(tables.summary(found))
+    assert text.startswith("\\begin{tabular}{llll}\n\\toprule\n") and text.endswith("\\bottomrule\n\\end{tabular}\n")
+    assert "ag\\_news" in text and "CPT$^\\dagger$" in text and "\\textbf{50.0 $\\pm$0.0}" in text
+    assert all(line.count("&") == 3 for line in text.splitlines() if "&" in line) and "_" not in text.replace("\\_", "")
+
+
 def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
     paths = tables.write(results, tmp_path / "new", "Title", ["Notes"])
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "overall.csv", "table.md"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "overall.csv", "table.md", "table.tex"}
     numbers = ["std", "ci_low", "ci_high", "reported"]
     back = pd.read_csv(paths["table.csv"], keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
     pd.testing.assert_frame_equal(back, tables.summary(results), check_dtype=False, atol=1e-4)
