@@ -43,7 +43,7 @@ def put_before(student, generator):
         same(got[2], torch.cat((zeros + IGNORE, labels), 1), {
             "the prompt's labels are 0, and that is a token of the vocabulary: the loss would ask for it P times. "
             "-100 means: no label.": torch.cat((zeros, labels), 1),
-            "the prompt's labels are 1: that is right for the mask; -100 means: no label.": torch.cat((ones, labels), 1),
+            "the prompt's labels are 1, as in the mask; -100 means: no label.": torch.cat((ones, labels), 1),
             "the labels are still T long; they must be as long as the logits, P + T.": labels,
             "the -100s of the prompt stand after the text, so that every label has moved away from its token.":
                 torch.cat((labels, zeros + IGNORE), 1),
@@ -60,7 +60,7 @@ def put_before(student, generator):
                            for name, colour in zip(names, (YELLOW, BLUE, ORANGE, GREY))],
                   loc="outside upper center", ncols=4, frameon=False)  # fmt: skip
     plt.close(figure)
-    return figure, "Your batch: in every row first the hatched prompt, then the text, its label in a thick frame, padding."
+    return figure, "Your batch: in every row the hatched prompt, then the text, its label in a thick frame, padding."
 
 
 @checker("03.2")
@@ -96,7 +96,7 @@ def from_words(student, generator):
         want = rows[turns[:P]]
         differ = {w: v for w, v in wrong.items() if v.shape != want.shape or not torch.allclose(v, want)}
         same(kept, want, differ, f"the start from {count} words for P = {P}")
-        expect(not got.requires_grad, "the values are right, but they still hang on the embedding: an optimiser refuses "
+        expect(not got.requires_grad, "the values are right, but they hang on the embedding: an optimiser refuses "
                "such a tensor, or the gradient goes to the vocabulary. Return a copy: .detach().clone().")  # fmt: skip
         shared = got.untyped_storage().data_ptr() == embedding.untyped_storage().data_ptr()
         expect(not shared, "the values are right, but they are the vocabulary's own memory: training the prompt would "
@@ -112,7 +112,7 @@ def from_words(student, generator):
     panels[1].set_xticklabels([("abc" * len(kept))[i] for i in range(len(kept))])
     panels[0].set_ylabel("dimension")
     plt.close(figure)
-    return figure, "Three words as coloured columns on the left; on the right eight soft tokens that repeat them in turn."
+    return figure, "Left: three words as coloured columns; right: eight soft tokens that repeat them in turn."
 
 
 @checker("03.3")
@@ -159,4 +159,4 @@ def nearest(student, generator):
     panel.set(aspect="equal", xlim=(-0.2, 5), xlabel="along the soft token", ylabel="across")
     figure.legend(loc="outside right center", frameon=False)
     plt.close(figure)
-    return figure, "A soft token and three words as lines from zero: a short one beside it, which your function finds, one of its length, a long one."
+    return figure, "A soft token and three words as lines from zero; nearest is the short one of its direction."

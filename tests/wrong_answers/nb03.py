@@ -55,7 +55,7 @@ WRONG = {
         (lambda prompt, embedding, k: (prompt @ embedding.T).topk(k).indices, "this is the dot product"),
         (lambda prompt, embedding, k: torch.cdist(prompt, embedding).topk(k, largest=False).indices, "Euclidean"),
         (lambda prompt, embedding, k: (prompt @ normalize(embedding).T).topk(k, largest=False).indices, "farthest"),
-        (lambda prompt, embedding, k: (normalize(prompt) @ normalize(embedding).T).topk(k).values, "cosines themselves"),
+        (lambda prompt, embedding, k: (normalize(prompt) @ normalize(embedding).T).topk(k).values, "are the cosines"),
         (lambda prompt, embedding, k: normalize(prompt) @ normalize(embedding).T, "these are all cosines"),
         (lambda prompt, embedding, k: (normalize(embedding) @ normalize(prompt).T).topk(k, 0).indices, "exchanged"),
     ],
