@@ -33,7 +33,7 @@ def pool_instruction(student, generator):
         scores = z @ queries  # (B, T, S)
         m = z.shape[2]
 
-        def pooled(allowed, scores=scores, dim=1):
+        def pooled(allowed, scores=scores, dim=1, z=z):
             return scores.masked_fill(~allowed[:, :, None], -torch.inf).softmax(dim).nan_to_num().mT @ z
 
         want = iapt.pool(z, queries, before)

@@ -106,9 +106,10 @@ def accumulated_gradient(student, generator):
     figure, panel = plt.subplots(figsize=(5.4, 2.4), layout="constrained")
     for shift, values, colour, label in ((-0.27, want, "#999999", "all rows at once"), (0, got, "#0072B2", "yours"),
                                          (0.27, means, "#D55E00", "mean of means")):  # fmt: skip
-        panel.bar([i + shift for i in range(D)], values.tolist(), width=0.25, color=colour, edgecolor="black", label=label)
+        places = [i + shift for i in range(D)]
+        panel.bar(places, values.tolist(), width=0.25, color=colour, edgecolor="black", label=label)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set(xticks=range(D), xlabel="number of the weight", ylabel="gradient")
     figure.legend(loc="outside right upper", frameon=False)
     plt.close(figure)
-    return figure, "The gradient's four numbers: yours as high as that of all rows at once, the mean of means elsewhere."
+    return figure, "The gradient's four numbers: yours as high as all rows' at once, the mean of means elsewhere."

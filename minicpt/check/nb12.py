@@ -105,7 +105,7 @@ def write_whole(student, generator):
         through = failing(student, path, "half a text, then \ud800")  # no encoding has this character: writing fails
         expect(path.read_text(encoding="utf-8") == "the old result", "writing failed, and the old result is gone: the "
                "temporary file must be whole before anything happens to the old one.")  # fmt: skip
-        expect(not left(), "writing failed, and the temporary file was left behind: put the writing into the `try`, too.")
+        expect(not left(), "writing failed, and the temporary file was left: put the writing into the `try`, too.")
         expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         seen = looked_at(student, path)
     expect(not seen["half a file"], f"another process that looked meanwhile saw half a file or none "

@@ -6,7 +6,8 @@ import torch
 def cache(factor=2, heads_kept=lambda heads, kv_heads: kv_heads, rows_count=True, bytes_each=lambda itemsize: itemsize,
           head=lambda width, heads: width // heads, power=1):  # fmt: skip
     def cache_size(layers, width, heads, kv_heads, rows, tokens, itemsize):
-        numbers = layers * (rows if rows_count else 1) * tokens**power * heads_kept(heads, kv_heads) * head(width, heads)
+        sequences = (rows if rows_count else 1) * tokens**power
+        numbers = layers * sequences * heads_kept(heads, kv_heads) * head(width, heads)
         return factor * numbers * bytes_each(itemsize)
 
     return cache_size
