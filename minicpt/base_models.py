@@ -95,7 +95,10 @@ def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
     if device in backends and not backends[device].is_available():
-        raise MiniCPTError(f"There is no {device} device here. Leave --device out for the best there is, or use cpu.")
+        raise MiniCPTError(
+            f"There is no {device} device here. Leave the device out (--device; None in Python) for the best there is, or "
+            "use cpu."
+        )
     if source.startswith((".", "~")) or os.path.isabs(source):
         source = str(Path(source).expanduser())
         if not (Path(source) / "config.json").is_file():
