@@ -235,7 +235,13 @@ def explore(draw, alt, interactive=False, **controls):
                            "interactive = False for the static figure.") from None  # fmt: skip
     fields = {name: ipywidgets.Text(value, continuous_update=False) if isinstance(value, str) else
               ipywidgets.SelectionSlider(options=value[0], value=value[1]) for name, value in controls.items()}  # fmt: skip
-    ipywidgets.interact(lambda **values: show(draw(**values), alt), **fields)
+
+    def redraw(**values):
+        try:
+            show(draw(**values), alt)
+        except MiniCPTError as error:  # half-typed text: the message is enough
+            print(error)
+    ipywidgets.interact(redraw, **fields)
 
 
 def _panels(count, columns, width, height, **kwargs):

@@ -187,6 +187,19 @@ def test_explore_redraws_when_a_control_moves(drawing, monkeypatch):
     assert drawing.seen == [(1.0, "bad film")]
 
 
+def test_explore_shows_the_message_of_what_cannot_be_drawn(monkeypatch, capsys):
+    import ipywidgets
+
+    def refuse(text):
+        raise MiniCPTError(f"no figure of {text!r}")
+
+    monkeypatch.setattr(ipywidgets, "interact", lambda redraw, **fields: redraw(text="half"))
+    plots.explore(refuse, "an empty figure", interactive=True, text="whole")
+    assert capsys.readouterr().out == "no figure of 'half'\n"
+    with pytest.raises(MiniCPTError, match="no figure of 'whole'"):
+        plots.explore(refuse, "an empty figure", text="whole")
+
+
 def test_explore_says_what_to_install(drawing, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(MiniCPTError, match="pip install ipywidgets"):
