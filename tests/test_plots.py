@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minicpt import MiniCPTError, plots, tables
@@ -164,7 +165,7 @@ def drawing():
     """A function that draws nothing and notes what it was asked for."""
     def draw(epsilon, text):
         draw.seen.append((epsilon, text))
-        return matplotlib.figure.Figure(figsize=(1, 1))
+        return Figure(figsize=(1, 1))
 
     draw.seen = []
     return draw
