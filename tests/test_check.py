@@ -52,6 +52,12 @@ def test_derived_notebooks_are_fresh(tmp_path):
         assert [name for name in rebuilt if rebuilt[name] != committed[name]] == []
 
 
+def test_every_lesson_has_exercises():
+    without = {"00_start_here", "11_reproduce_tables", "run_cell"}  # the tour, the report, the report of one cell
+    assert {p.stem for p in builder.MASTERS} - {p.stem for p in WITH_EXERCISES} == without
+    assert sum(len(found(p)) for p in WITH_EXERCISES) >= 18
+
+
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_exercises_are_in_form(path):
     for k, (task, _, test) in enumerate(found(path), 1):
