@@ -64,7 +64,7 @@ why: setup  ## where CPT loses, and why: the loss on context labels, the size of
 	$(PYTHON) -m minicpt table --methods $(WHY) --seeds 10 --workers $(WORKERS) --out results/why_cpt_arbitrary \
 	  --labels arbitrary --datasets sst2 ag_news trec dbpedia
 
-ablations: setup  ## CPT with one decision changed at a time, ten seeds; about 12 minutes
+ablations: setup  ## CPT with one decision changed at a time, ten seeds; about 15 minutes
 	$(PYTHON) -m minicpt ablations --workers $(WORKERS)
 
 table1: setup  ## Table 1 of the paper: nine methods, five tasks, 2/4/6 shots (MODEL=..., DATA=real; else micro, small)
