@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from minicpt import experiments
+from minicpt.__main__ import main
 from minicpt.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
 from minicpt.executors import run_grid
@@ -210,7 +211,6 @@ def test_two_models_real_data_in_one_table(tmp_path):
     assert all(r["loss"]["train"] > 0 and r["loss"]["test"] > 0 for r in icl)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -226,9 +226,17 @@ def test_two_models_real_data_in_one_table(tmp_path):
         (["table", "--out", "/proc/nowhere", "--datasets", "trec", "--methods", "zero", "--seeds", "1"], "another --out"),
     ],
 )
-def test_bad_arguments_end_with_one_clear_line(args, message):
-    run = command(*args)
-    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
+def test_bad_arguments_end_with_one_clear_line(args, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minicpt", *args])
+    assert main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and message in error
+
+
+@pytest.mark.slow
+def test_an_error_leaves_the_process_without_a_traceback():
+    run = command("cell", "--dataset", "trac")
+    assert run.returncode == 2 and "Unknown task 'trac'" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_help_names_every_command():
