@@ -58,7 +58,10 @@ def pool_instruction(student, generator):
             "the scores are divided by √m, as in attention; this formula does not.": pooled(before, scores / m**0.5),
             "it is (B, m, S); the result is (B, S, m), a row a soft token.": want.mT,
         }  # fmt: skip
-        same(student(z, queries, mask, answer), want, wrong, "the result")
+        got = student(z, queries, mask, answer)
+        expect(not torch.is_tensor(got) or not got.isnan().any(), "there are NaNs: a softmax over nothing but -inf. The "
+               "softmax must run over the tokens, dim=1, not over the queries.")  # fmt: skip
+        same(got, want, wrong, "the result")
     eye = torch.eye(T).expand(len(z), T, T)  # tokens that are unit vectors give the weights themselves
     A = student(eye, 1.5 * torch.randn(T, 2, generator=generator), mask, answer)  # (B, S, T)
     figure, panels = plt.subplots(len(z), 1, figsize=(6, 3), sharex=True, layout="constrained")

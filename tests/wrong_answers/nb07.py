@@ -3,7 +3,7 @@
 import torch
 
 
-def pool(keep=lambda mask, answer: mask & (answer.cumsum(1) == 0), dim=1, fill=-torch.inf, scale=1.0):
+def pool(keep=lambda mask, answer: mask & (answer.cumsum(1) == 0), dim=1, fill=-torch.inf, scale=1.0, nan=False):
     def pool_instruction(z, queries, mask, answer):
         scores = (z @ queries * scale).masked_fill(~keep(mask, answer)[:, :, None], fill)
         return scores.softmax(dim).nan_to_num().mT @ z
@@ -45,6 +45,7 @@ WRONG = {
         (pool(lambda mask, answer: mask), "the answer is pooled"),
         (pool(lambda mask, answer: mask & ~answer), "has read them"),
         (pool(dim=2), "runs over the queries"),
+        (pool(dim=2, nan=True), "must run over the tokens"),
         (plain_mean, "plain mean"),
         (pool(fill=0.0), "exp(0) is 1"),
         (zeroed_afterwards, "do not add up to 1"),
