@@ -6,7 +6,8 @@ import torch
 def pool(keep=lambda mask, answer: mask & (answer.cumsum(1) == 0), dim=1, fill=-torch.inf, scale=1.0, nan=False):
     def pool_instruction(z, queries, mask, answer):
         scores = (z @ queries * scale).masked_fill(~keep(mask, answer)[:, :, None], fill)
-        return scores.softmax(dim).nan_to_num().mT @ z
+        weights = scores.softmax(dim)
+        return (weights if nan else weights.nan_to_num()).mT @ z
 
     return pool_instruction
 
