@@ -199,7 +199,7 @@ def check_install(args) -> int:
         try:
             print(f"{package:13} {version(package)}")
         except PackageNotFoundError:
-            print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[all]'`")
+            print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[test]'`")
             return 1
     base, split = load_base(), make_split(load_task("trec"), 4, seed=0, n_test=4)
     print(f"{'device':13} {base.device}")

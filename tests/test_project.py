@@ -117,6 +117,13 @@ def test_the_make_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
+def test_extras_that_texts_and_messages_name_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [*ROOT.glob("*.md"), *PACKAGE.glob("*.py"), ROOT / "Makefile"]
+    named = {name for path in texts for name in re.findall(r"(?:minicpt|\.)\[([a-z]+)\]'", path.read_text(encoding="utf-8"))}
+    assert {"slurm", "test"} <= named <= extras.keys()
+
+
 def test_the_readmes_table_is_the_reference_table():
     sys.path.insert(0, str(ROOT / "data_scripts"))
     from update_readme import ABLATIONS, BLOCK, ablations_block, block, means_block
