@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from minicpt.ablations import rows_to_read
 from minicpt.data import ASSETS
-from minicpt.tables import overall_rows, pipes, wide
+from minicpt.lab.ablations import rows_to_read
+from minicpt.lab.tables import overall_rows, pipes, wide
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- /table -->)", re.S)
@@ -38,21 +38,25 @@ def means_block() -> str:
 def block() -> str:
     """The reference tables in Markdown, as the README shows them: the means, and all cells folded away."""
     all_cells = wide(pd.read_csv(ASSETS / "reference_table.csv")).droplevel("model").reset_index()
-    return "\n".join([
-        means_block(),
-        "\n<details><summary>Every number of shots (accuracy in percent, mean ± std over seeds)</summary>\n",
-        pipes(all_cells.columns, all_cells.to_numpy()),
-        "\n</details>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            means_block(),
+            "\n<details><summary>Every number of shots (accuracy in percent, mean ± std over seeds)</summary>\n",
+            pipes(all_cells.columns, all_cells.to_numpy()),
+            "\n</details>\n",
+        ]
+    )
 
 
 def ablations_block() -> str:
     """The comparison with plain CPT in Markdown, as the README shows it, folded away."""
-    return "\n".join([
-        "<details><summary>Every variant against plain CPT</summary>\n",
-        pipes(*rows_to_read(pd.read_csv(ASSETS / "reference_ablations.csv"))),
-        "\n</details>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "<details><summary>Every variant against plain CPT</summary>\n",
+            pipes(*rows_to_read(pd.read_csv(ASSETS / "reference_ablations.csv"))),
+            "\n</details>\n",
+        ]
+    )
 
 
 def main() -> None:
@@ -68,7 +72,9 @@ def main() -> None:
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
     readme.write_text(text, encoding="utf-8")
     chinese = ROOT / "README.zh.md"
-    text = BLOCK.sub(lambda m: m[1] + means_block() + "\n" + m[2], chinese.read_text(encoding="utf-8"))
+    text = BLOCK.sub(
+        lambda m: m[1] + means_block() + "\n" + m[2], chinese.read_text(encoding="utf-8")
+    )
     chinese.write_text(text, encoding="utf-8")
 
 

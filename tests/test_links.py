@@ -7,7 +7,11 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = [*ROOT.glob("*.md"), *(ROOT / "notebooks").glob("*.md"), *(ROOT / "notebooks").rglob("[0-9a-z]*.ipynb")]
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "notebooks").glob("*.md"),
+    *(ROOT / "notebooks").rglob("[0-9a-z]*.ipynb"),
+]
 TEXTS = [path for path in TEXTS if ".ipynb_checkpoints" not in path.parts]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 NAMED = re.compile(r"`((?:notebooks|minicpt|tests|data_scripts)/[\w./-]+)`")
@@ -24,14 +28,18 @@ def prose(path):
 def anchors(path):
     """The anchors that headings make on the web: lower case, punctuation gone, spaces to hyphens."""
     headings = re.findall(r"^#+ (.+)$", prose(path), re.M)
-    return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
     for image, text, target in LINK.findall(prose(path)):
         if re.match(r"https?:", target):
-            assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/[\w./~#?=&%+-]*)?", target), f"{target}: https, please"
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/[\w./~#?=&%+-]*)?", target), (
+                f"{target}: https, please"
+            )
             named, linked = (re.findall(r"\d{4}\.\d{4,5}", part) for part in (text, target))
             assert not named or named == linked, f"{text!r} links to {target}"
             continue
@@ -39,7 +47,9 @@ def test_links_lead_somewhere(path):
         there = (path.parent / file).resolve() if file else path
         assert there.is_relative_to(ROOT) and there.exists(), f"{path.name}: nothing at {target}"
         assert not image or text, f"{path.name}: the image {target} has no alternative text"
-        assert not anchor or anchor in anchors(there), f"{path.name}: no heading for #{anchor} in {there.name}"
+        assert not anchor or anchor in anchors(there), (
+            f"{path.name}: no heading for #{anchor} in {there.name}"
+        )
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
