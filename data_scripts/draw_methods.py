@@ -33,7 +33,7 @@ COLUMNS = {  # title: (in words, soft tokens, context, what follows it, the loss
         EXAMPLES,
         AGAIN,
         ("γ² loss", "γ loss", "loss"),
-        "a small δ for each word\nof the context but labels",
+        "a δ for each word of the\ncontext except labels",
     ),
     "LoRA": ("low-rank adaptation", False, (), AGAIN, ("", "", "loss"), "pairs of thin matrices\nin each layer"),
 }

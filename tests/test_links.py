@@ -7,10 +7,11 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = [*ROOT.glob("*.md"), *(ROOT / "notebooks").glob("*.md"), *(ROOT / "notebooks").rglob("[0-9a-z]*.ipynb")]
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.md")]
+TEXTS += (ROOT / "notebooks").rglob("[0-9a-z]*.ipynb")
 TEXTS = [path for path in TEXTS if ".ipynb_checkpoints" not in path.parts]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
-NAMED = re.compile(r"`((?:notebooks|minicpt|tests|data_scripts)/[\w./-]+)`")
+NAMED = re.compile(r"`((?:docs|notebooks|minicpt|tests|data_scripts)/[\w./-]+)`")
 
 
 def prose(path):
