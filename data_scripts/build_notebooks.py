@@ -49,13 +49,20 @@ COLAB = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/"
     "{repository}/blob/main/notebooks/{kind}/{name}) First cell there: `%pip install git+https://github.com/{repository}`"
 )
-PATHS = [(str(ROOT), "."), (sys.prefix, "<venv>"), (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
+PATHS = [
+    (str(ROOT), "."),
+    (sys.prefix, "<venv>"),
+    (tempfile.gettempdir(), "<tmp>"),
+    (str(Path.home()), "~"),
+]
 
 
 def without_paths(value):
     """Replace absolute paths of this machine in every string of an output."""
     if isinstance(value, dict):
-        return type(value)({key: v if key == "image/png" else without_paths(v) for key, v in value.items()})
+        return type(value)(
+            {key: v if key == "image/png" else without_paths(v) for key, v in value.items()}
+        )
     if isinstance(value, list):
         return [without_paths(v) for v in value]
     if isinstance(value, str):
@@ -66,15 +73,21 @@ def without_paths(value):
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Strip what differs between machines and runs; count the executed cells from 1."""
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     count = 0
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_OF_CELL})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k in KEPT_OF_CELL}
+        )
         if cell.cell_type != "code":
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = joined([nbformat.from_dict(without_paths(output)) for output in cell.outputs])
+        cell.outputs = joined(
+            [nbformat.from_dict(without_paths(output)) for output in cell.outputs]
+        )
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
@@ -94,14 +107,26 @@ def joined(outputs: list) -> list:
 
 def build(path: Path) -> str:
     """Execute one notebook, normalise and write it; return a line about it, or raise and leave the file alone."""
-    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # fmt: skip
+    os.environ |= {
+        "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
     notebook, started = nbformat.read(path, as_version=4), perf_counter()
     quiet = ["--log-level=ERROR"]  # ipykernel warns about TCP on every start
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, extra_arguments=quiet).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=where, extra_arguments=quiet
+    ).execute()
     seconds = perf_counter() - started
-    noise = [o.text for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
+    noise = [
+        o.text
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.get("name") == "stderr"
+    ]
     if noise:
         raise RuntimeError(f"{path.name} writes to stderr, silence the cause: {noise[0][:300]}")
     nbformat.write(normalise(notebook), path)
@@ -134,7 +159,9 @@ def parts(solution: nbformat.NotebookNode) -> tuple[str, str]:
         or not ast.get_docstring(function)
         or not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in imports)
     ):
-        raise ValueError(f"cell {solution.id}: a solution holds imports and then one function with a docstring")
+        raise ValueError(
+            f"cell {solution.id}: a solution holds imports and then one function with a docstring"
+        )
     lines, end = solution.source.splitlines(), function.body[0].end_lineno
     return "\n".join(lines[:end]), "\n".join(lines[end:])
 
@@ -147,7 +174,9 @@ def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
     for cell in notebook.cells:
         # links lead from a folder further down
         cell.source = (
-            re.sub(r"\]\((?!https?:|#)", "](../", cell.source) if cell.cell_type == "markdown" else cell.source
+            re.sub(r"\]\((?!https?:|#)", "](../", cell.source)
+            if cell.cell_type == "markdown"
+            else cell.source
         )
         tags = [tag for tag in cell.metadata.get("tags", []) if tag in ("parameters", *ROLES)]
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
@@ -158,13 +187,23 @@ def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
         if kind == "exercises":
             solution.source = f'{given}\n    raise NotImplementedError("{title}")'
             solution.metadata.tags = ["stub"]
-            check.metadata.tags = ["check", "raises-exception"]  # "run all" goes on after an exercise left out
+            check.metadata.tags = [
+                "check",
+                "raises-exception",
+            ]  # "run all" goes on after an exercise left out
         elif kind == "nbgrader":
             solution.source = f"{given}\n    ### BEGIN SOLUTION\n{body}\n    ### END SOLUTION"
             points = int(TASK.match(task.source)[3])
-            for cell, more in ((solution, {"grade": False, "solution": True, "locked": False}),
-                               (check, {"grade": True, "solution": False, "locked": True, "points": points})):  # fmt: skip
-                cell.metadata["nbgrader"] = {"schema_version": 3, "grade_id": cell.id, "task": False, **more}
+            for cell, more in (
+                (solution, {"grade": False, "solution": True, "locked": False}),
+                (check, {"grade": True, "solution": False, "locked": True, "points": points}),
+            ):
+                cell.metadata["nbgrader"] = {
+                    "schema_version": 3,
+                    "grade_id": cell.id,
+                    "task": False,
+                    **more,
+                }
     if kind != "nbgrader":
         other = {"exercises": "solutions", "solutions": "exercises"}[kind]
         note = NOTE[kind].format(master=f"../{path.name}", other=f"../{other}/{path.name}")
@@ -177,7 +216,9 @@ def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
 def github(pyproject: Path = ROOT / "pyproject.toml") -> str | None:
     """Read the repository, "owner/name", from pyproject.toml, the one place where it is set; None if it is not."""
     urls = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("urls", {})
-    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", urls.get("Repository", ""))
+    found = re.fullmatch(
+        r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", urls.get("Repository", "")
+    )
     return found and found[1]
 
 
@@ -187,11 +228,17 @@ def contents() -> str:
     for path in MASTERS:
         book = nbformat.read(path, as_version=4)
         words = sum(len(cell.source.split()) for cell in book.cells if cell.cell_type == "markdown")
-        lines = sum(len(cell.source.splitlines()) for cell in book.cells if cell.cell_type == "code")
+        lines = sum(
+            len(cell.source.splitlines()) for cell in book.cells if cell.cell_type == "code"
+        )
         found = [TASK.match(task.source).groups() for task, *_ in exercises(book)]
-        tasks = "<br>".join(f"{number} {title} ({level}, {minutes})" for number, title, level, minutes in found)
+        tasks = "<br>".join(
+            f"{number} {title} ({level}, {minutes})" for number, title, level, minutes in found
+        )
         title = book.cells[0].source.split("\n")[0].removeprefix("# ")
-        rows.append(f"| [{title}]({path.name}) | {5 * round((words / 150 + lines / 12) / 5)} | {tasks} |")
+        rows.append(
+            f"| [{title}]({path.name}) | {5 * round((words / 150 + lines / 12) / 5)} | {tasks} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -222,9 +269,18 @@ def write_nbgrader(folder: Path) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to execute [all masters]")
-    parser.add_argument("--exercises", action="store_true", help="derive exercises and solutions, execute nothing")
-    parser.add_argument("--nbgrader", type=Path, metavar="DIR", help="write the exercises for nbgrader, nothing else")
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="notebooks to execute [all masters]"
+    )
+    parser.add_argument(
+        "--exercises", action="store_true", help="derive exercises and solutions, execute nothing"
+    )
+    parser.add_argument(
+        "--nbgrader",
+        type=Path,
+        metavar="DIR",
+        help="write the exercises for nbgrader, nothing else",
+    )
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed at once [2]")
     args = parser.parse_args()
     if args.nbgrader:

@@ -21,7 +21,10 @@ BARS = (0.35, 0.8, 0.5, 0.95, 0.25, 0.65, 0.45, 0.85)  # a vector, drawn as its 
 WORD, TALL, THIN = 0.95, 0.38, 0.19  # a word's width and height, a delta's height
 LEFT, COLUMN = 1.75, 2.62  # where the first column begins, and the distance of the columns
 EXAMPLES = (("dull plot", "bad"), ("fine cast", "good"))
-AGAIN, QUERY = ("fine cast", "good"), ("sad song", "?")  # a training example is one of the labelled ones
+AGAIN, QUERY = (
+    ("fine cast", "good"),
+    ("sad song", "?"),
+)  # a training example is one of the labelled ones
 VECTORS = "a few vectors\nthat are no words"
 COLUMNS = {  # title: (in words, soft tokens, context, what follows it, the losses, what is trained)
     "ICL": ("in-context learning", False, EXAMPLES, QUERY, ("", "", ""), "nothing"),
@@ -35,7 +38,14 @@ COLUMNS = {  # title: (in words, soft tokens, context, what follows it, the loss
         ("γ² loss", "γ loss", "loss"),
         "a δ for each word of the\ncontext except labels",
     ),
-    "LoRA": ("low-rank adaptation", False, (), AGAIN, ("", "", "loss"), "pairs of thin matrices\nin each layer"),
+    "LoRA": (
+        "low-rank adaptation",
+        False,
+        (),
+        AGAIN,
+        ("", "", "loss"),
+        "pairs of thin matrices\nin each layer",
+    ),
 }
 ROWS = (6.6, 5.3, 3.86)  # upper edge of each example: the context's two, then what follows them
 BANDS = (  # lower edge, upper edge and name of a row
@@ -49,12 +59,16 @@ BANDS = (  # lower edge, upper edge and name of a row
 
 def box(axes, x, y, width, height, colour, line=0.8):
     """A rectangle whose upper left corner is (x, y)."""
-    axes.add_patch(Rectangle((x, y - height), width, height, facecolor=colour, edgecolor=INK, linewidth=line))
+    axes.add_patch(
+        Rectangle((x, y - height), width, height, facecolor=colour, edgecolor=INK, linewidth=line)
+    )
 
 
 def say(axes, x, y, text, **options):
     """Text whose middle line is at y."""
-    axes.text(x, y, text, linespacing=1.25, **{"va": "center", "fontsize": 12, "color": INK, **options})
+    axes.text(
+        x, y, text, linespacing=1.25, **{"va": "center", "fontsize": 12, "color": INK, **options}
+    )
 
 
 def vector(axes, x, y, width, height):
@@ -63,7 +77,9 @@ def vector(axes, x, y, width, height):
     step = width / (len(BARS) + 1)
     for k, bar in enumerate(BARS):
         at = x + (k + 1) * step
-        axes.plot([at, at], [y - 0.85 * height, y - height * (0.85 - 0.7 * bar)], color=INK, linewidth=1.3)
+        axes.plot(
+            [at, at], [y - 0.85 * height, y - height * (0.85 - 0.7 * bar)], color=INK, linewidth=1.3
+        )
 
 
 def word(axes, x, y, text, moved=False, **options):
@@ -112,7 +128,9 @@ def column(axes, x, title):
     for y, loss, (text, label) in zip(ROWS, losses, context):
         example(axes, x, y, text, label, loss, moved=title == "CPT")
     example(axes, x, ROWS[-1], *last, losses[-1])
-    axes.annotate("", (x + WORD, 2.36), (x + WORD, 2.96), arrowprops={"arrowstyle": "-|>", "color": INK})
+    axes.annotate(
+        "", (x + WORD, 2.36), (x + WORD, 2.96), arrowprops={"arrowstyle": "-|>", "color": INK}
+    )
     model(axes, x, 2.34, adapted=title == "LoRA")
     say(axes, x, 1.22, trained)
 
@@ -151,7 +169,9 @@ def main() -> None:
     figure = draw()
     figure.savefig(DOCS / "methods.svg", metadata={"Date": None})
     figure.savefig(picture := io.BytesIO(), format="png", dpi=130)
-    Image.open(picture).convert("RGB").quantize(48).save(DOCS / "methods.png", optimize=True)  # a third of the bytes
+    Image.open(picture).convert("RGB").quantize(48).save(
+        DOCS / "methods.png", optimize=True
+    )  # a third of the bytes
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ The evaluation tasks are held out: no episode ever opposes two classes of one ev
 labels are never episode labels, and an evaluation class enters an episode only alone and with arbitrary labels
 (without that, a model of this size does not learn to match those words in a context at all).
 """
+
 import argparse
 import hashlib
 import json
@@ -20,7 +21,12 @@ from pathlib import Path
 import micro_words as M
 
 ASSETS = Path(__file__).resolve().parent.parent / "minicpt" / "assets"
-INPUTS, OUTPUTS, INTRAS, INTERS = ["input", "text", "sentence"], ["output", "label", "target"], ["\n", " "], ["\n"]
+INPUTS, OUTPUTS, INTRAS, INTERS = (
+    ["input", "text", "sentence"],
+    ["output", "label", "target"],
+    ["\n", " "],
+    ["\n"],
+)
 PUNCTUATION = [".", ",", "?", ":"]  # glued to the word before them, as in ordinary English
 SPECIALS = ["<pad>", "<eos>"]
 
@@ -29,12 +35,12 @@ SPECIALS = ["<pad>", "<eos>"]
 @dataclass
 class Class:
     name: str
-    words: list                 # member words, or question forms
-    style: str                  # how its texts look: set, news, entity, review or question
-    task: str = ""              # evaluation task it belongs to ("" = free for episodes)
-    named: bool = True          # does any sentence tell its name?
-    verbs: tuple = ()           # reviews only
-    other: "Class" = None       # reviews only: the opposite polarity
+    words: list  # member words, or question forms
+    style: str  # how its texts look: set, news, entity, review or question
+    task: str = ""  # evaluation task it belongs to ("" = free for episodes)
+    named: bool = True  # does any sentence tell its name?
+    verbs: tuple = ()  # reviews only
+    other: "Class" = None  # reviews only: the opposite polarity
 
 
 def parse(block, style, task="", sep=None):
@@ -66,17 +72,29 @@ TASKS = {
     "set_cls": [c for c in SETS if c.task],
 }
 EVALUATION = [c for classes in TASKS.values() for c in classes]
-SLOTS = {slot: words if isinstance(words, list) else words.split() for slot, words in M.SLOTS.items()}
+SLOTS = {
+    slot: words if isinstance(words, list) else words.split() for slot, words in M.SLOTS.items()
+}
 SLOTS["{n}"] = NOUNS = [w for c in FREE_SETS for w in c.words]
-SLOTS["{g}"] = M.ARBITRARY + [c.name for c in EVALUATION]  # label words occur in meaningless text as well
+SLOTS["{g}"] = M.ARBITRARY + [
+    c.name for c in EVALUATION
+]  # label words occur in meaningless text as well
 
 
 # ---------------------------------------------------------------- texts (lists of words)
 def fill(rng, template, words=(), name=""):
     """Fill the slots of a template; `{w}` takes distinct words of the class."""
     words = iter(rng.sample(words, min(5, len(words))))
-    return [next(words) if t == "{w}" else name if t == "{c}" else rng.choice(SLOTS[t]) if t in SLOTS else t
-            for t in template.split()]
+    return [
+        next(words)
+        if t == "{w}"
+        else name
+        if t == "{c}"
+        else rng.choice(SLOTS[t])
+        if t in SLOTS
+        else t
+        for t in template.split()
+    ]
 
 
 def clause(rng, polar):
@@ -126,7 +144,9 @@ def show(words):
 # ---------------------------------------------------------------- language-model sentences
 def sentence(rng):
     """One sentence (or two); classes are chosen with equal rates, unnamed classes lose the naming part."""
-    style = rng.choices(["set", "news", "entity", "review", "question", "generic"], [30, 18, 18, 14, 14, 10])[0]
+    style = rng.choices(
+        ["set", "news", "entity", "review", "question", "generic"], [30, 18, 18, 14, 14, 10]
+    )[0]
     if style == "generic":
         return fill(rng, rng.choice(M.GENERIC))
     held_out = rng.random() < 0.6
@@ -141,12 +161,16 @@ def sentence(rng):
         name = rng.choice(M.POLAR_NAMES)[1 - side]
         return text_of(rng, cls, hard=rng.random() < 0.2) + fill(rng, M.NAMING["review"], (), name)
     task = {"news": "ag_news", "entity": "dbpedia", "question": "trec"}[style]
-    cls = rng.choice(TASKS[task] if held_out else FREE_QUESTIONS if style == "question" else FREE_SETS)
+    cls = rng.choice(
+        TASKS[task] if held_out else FREE_QUESTIONS if style == "question" else FREE_SETS
+    )
     text = text_of(rng, cls, style)
     text = text[:-1] if text[-1] == "?" else text
     if cls.named and rng.random() < 0.8:
         return text + fill(rng, M.NAMING[style], (), cls.name)
-    end = "?" if style == "question" else "."  # an unnamed pair: the words cluster, the name stays unknown
+    end = (
+        "?" if style == "question" else "."
+    )  # an unnamed pair: the words cluster, the name stays unknown
     more = text_of(rng, cls, style)
     return text + [end] + (more if more[-1] == "?" else more + [end])
 
@@ -157,7 +181,16 @@ TEMPLATE_WORDS = INPUTS + OUTPUTS + ["classify"]
 
 def world_words():
     classes = SETS + EVALUATION + FREE_QUESTIONS + FREE_POLAR
-    templates = M.NEWS + M.ENTITY + M.CLAUSES + M.VERB_CLAUSES + M.NEUTRAL + M.NAMING_SET + M.UNNAMED_SET + M.GENERIC
+    templates = (
+        M.NEWS
+        + M.ENTITY
+        + M.CLAUSES
+        + M.VERB_CLAUSES
+        + M.NEUTRAL
+        + M.NAMING_SET
+        + M.UNNAMED_SET
+        + M.GENERIC
+    )
     texts = templates + [*M.NAMING.values(), *M.TEXT_NAMES.values(), *TEMPLATE_WORDS]
     texts += ["the as or a and which of these labels example examples"]
     words = {w for text in texts for w in text.split()}
@@ -172,6 +205,7 @@ def build_tokenizer():
     """Byte-level BPE without merges: a world word is one token, anything else falls back to bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
     vocab = SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab += ["Ġ" + p for p in PUNCTUATION] + ["Ġ" + w for w in world_words()] + TEMPLATE_WORDS
     bpe = models.BPE(vocab={t: i for i, t in enumerate(vocab)}, merges=[], ignore_merges=True)
@@ -179,8 +213,13 @@ def build_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIALS])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>",
-                                   model_max_length=1024, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 class Ids:
@@ -213,7 +252,12 @@ def example_ids(ids, tpl, text_ids):
 
 
 # ---------------------------------------------------------------- rows: (ids, kinds), kinds as follows
-OTHER, FIRST, LABEL, EXACT = 0, 1, 2, 3  # other token / a label's first use / a later use / an exact repetition
+OTHER, FIRST, LABEL, EXACT = (
+    0,
+    1,
+    2,
+    3,
+)  # other token / a label's first use / a later use / an exact repetition
 
 
 def lm_row(rng, ids, length):
@@ -268,6 +312,7 @@ def key_episode(rng, ids, length, sizes, longest=4, noise=3):
         for _ in range(rng.randint(0, most)):
             words.insert(rng.randint(0, len(words)), rng.choice(NOUNS))
         return words
+
     texts = [lambda key=key: text(key) for key in keys]
     return fill_row(rng, ids, length, texts, arbitrary_labels(rng, n), known=False, exact=True)
 
@@ -286,7 +331,9 @@ def random_forms(rng):
     forms = []
     for _ in range(rng.choice([1, 2, 3, 4])):
         start = anchor if shared else rng.sample(SLOTS["{f}"], 2)
-        words = start + rng.choices(["{n}", "{f}", "{place}", "{name}"], [5, 4, 1, 1], k=rng.randint(1, 5))
+        words = start + rng.choices(
+            ["{n}", "{f}", "{place}", "{name}"], [5, 4, 1, 1], k=rng.randint(1, 5)
+        )
         forms.append(" ".join(words))
     return Class("", forms, "question")
 
@@ -302,7 +349,9 @@ def episode(rng, ids, length):
     hard, noise = rng.random() < 0.6, rng.choice([0, 0, 0, 0.15, 0.3])
     if family == "sentiment":
         classes = list(FREE_POLAR)
-        if mode == "arbitrary" and rng.random() < 0.6:  # one polarity from the evaluation adjectives
+        if (
+            mode == "arbitrary" and rng.random() < 0.6
+        ):  # one polarity from the evaluation adjectives
             side = rng.randrange(2)
             classes[side] = TASKS["sst2"][side]
         names = rng.choice(M.POLAR_NAMES[1:])[::-1]
@@ -317,14 +366,24 @@ def episode(rng, ids, length):
             classes = [random_forms(rng) if made_up and rng.random() < 0.7 else c for c in types]
             mode = "arbitrary" if made_up else mode
         if mode == "arbitrary" and rng.random() < 0.8:
-            classes = with_held_out(rng, classes, ["question"] if family == "form" else ["set", "news", "entity"])
-        style = None if family == "form" else rng.choices(["set", "news", "entity"], [46, 27, 27])[0]
+            classes = with_held_out(
+                rng, classes, ["question"] if family == "form" else ["set", "news", "entity"]
+            )
+        style = (
+            None if family == "form" else rng.choices(["set", "news", "entity"], [46, 27, 27])[0]
+        )
         names = [c.name for c in classes]
         texts = [lambda c=c: text_of(rng, c, style, noise) for c in classes]
         subject = M.TEXT_NAMES[style or "question"]
         late = mode == "canonical" and rng.random() < 0.15
     n = len(classes)
-    labels = names if mode == "canonical" else rng.sample(names, n) if mode == "permuted" else arbitrary_labels(rng, n)
+    labels = (
+        names
+        if mode == "canonical"
+        else rng.sample(names, n)
+        if mode == "permuted"
+        else arbitrary_labels(rng, n)
+    )
     head = ()
     if n <= 6 and rng.random() < 0.12:  # sometimes an instruction comes first
         words = instruction(subject, rng.sample(labels, n))
@@ -354,22 +413,42 @@ def task_rows(rng, classes, train, test):
 
 
 def write_tasks(rng, folder):
-    sizes = {"sst2": (80, 400), "ag_news": (50, 200), "trec": (40, 120), "dbpedia": (40, 50), "set_cls": (40, 200)}
-    titles = dict(sst2="SST-2", ag_news="AG News", trec="TREC", dbpedia="DBpedia", set_cls="Set Classification")
+    sizes = {
+        "sst2": (80, 400),
+        "ag_news": (50, 200),
+        "trec": (40, 120),
+        "dbpedia": (40, 50),
+        "set_cls": (40, 200),
+    }
+    titles = dict(
+        sst2="SST-2",
+        ag_news="AG News",
+        trec="TREC",
+        dbpedia="DBpedia",
+        set_cls="Set Classification",
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name, classes in TASKS.items():
         rows = task_rows(rng, classes, *sizes[name])
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         labels = [c.name for c in classes]
-        spec = {"name": name, "title": f"{titles[name]} (micro)",
-                "source": "generated by data_scripts/make_micro_world.py",
-                "verbalizers": {label: label for label in labels}, "arbitrary_labels": M.ARBITRARY,
-                "default_labels": "arbitrary" if name == "set_cls" else "canonical",
-                "templates": {"input": [f"{w}: {{}}" for w in INPUTS], "output": [f"{w}: {{}}" for w in OUTPUTS],
-                              "intra": INTRAS, "inter": INTERS},
-                # the library fills in the label words in use
-                "instruction": f"classify the {M.TEXT_NAMES[classes[0].style]} as {{labels}}.",
-                "sha256": hashlib.sha256(data).hexdigest()}
+        spec = {
+            "name": name,
+            "title": f"{titles[name]} (micro)",
+            "source": "generated by data_scripts/make_micro_world.py",
+            "verbalizers": {label: label for label in labels},
+            "arbitrary_labels": M.ARBITRARY,
+            "default_labels": "arbitrary" if name == "set_cls" else "canonical",
+            "templates": {
+                "input": [f"{w}: {{}}" for w in INPUTS],
+                "output": [f"{w}: {{}}" for w in OUTPUTS],
+                "intra": INTRAS,
+                "inter": INTERS,
+            },
+            # the library fills in the label words in use
+            "instruction": f"classify the {M.TEXT_NAMES[classes[0].style]} as {{labels}}.",
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
         (folder / f"{name}.jsonl").write_bytes(data)
         (folder / f"{name}.json").write_text(json.dumps(spec, indent=1) + "\n")
 
@@ -395,7 +474,9 @@ def check(tokenizer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the task rows")
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder that gets micro/ and tasks/")
+    parser.add_argument(
+        "--out", type=Path, default=ASSETS, help="folder that gets micro/ and tasks/"
+    )
     args = parser.parse_args()
     tokenizer = build_tokenizer()
     check(tokenizer)

@@ -3,19 +3,24 @@
 The gates look at zero-shot and in-context accuracy only and were fixed before any trained method was compared:
 the micro world is never tuned for the rank of a method.
 """
+
 import json
 import math
 import random
 import shutil
 from statistics import mean, stdev
 
+import make_micro_world as W
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import make_micro_world as W
-
 SHOTS = (0, 2, 4, 6)
-REAL = {"sst2": (68, 65, 67), "ag_news": (61, 52, 48), "trec": (28, 33, 35), "dbpedia": (48, 23, 29)}  # BLOOM-1.7B
+REAL = {
+    "sst2": (68, 65, 67),
+    "ag_news": (61, 52, 48),
+    "trec": (28, 33, 35),
+    "dbpedia": (48, 23, 29),
+}  # BLOOM-1.7B
 
 
 # ---------------------------------------------------------------- measuring
@@ -25,12 +30,14 @@ def predict(model, prompts, candidates):
     order, best = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [0] * len(prompts)
     device = model.get_input_embeddings().weight.device
     for i in range(0, len(order), 50):
-        group = order[i:i + 50]
+        group = order[i : i + 50]
         last = torch.tensor([len(prompts[j]) - 1 for j in group], device=device)
         tokens = torch.zeros(len(group), int(last.max()) + 1, dtype=torch.long, device=device)
         for row, j in enumerate(group):
-            tokens[row, :len(prompts[j])] = torch.tensor(prompts[j])
-        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[range(len(group)), last]
+            tokens[row, : len(prompts[j])] = torch.tensor(prompts[j])
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[
+            range(len(group)), last
+        ]
         scores = hidden @ model.get_input_embeddings().weight.T
         for row, j in enumerate(group):
             best[j] = int(scores[row, candidates[j]].argmax())
@@ -47,7 +54,9 @@ def exact_match(model, ids, queries, seed=0):
         make = lambda i: W.example_ids(ids, ("input", "output", "\n", "\n"), ids([keys[i]]))
         order = sum((rng.sample(range(n), n) for _ in range(rng.choice([1, 2]))), [])
         answers.append(rng.randrange(n))
-        prompts.append(sum((make(i) + [labels[i], ids.newline] for i in order), []) + make(answers[-1]))
+        prompts.append(
+            sum((make(i) + [labels[i], ids.newline] for i in order), []) + make(answers[-1])
+        )
         candidates.append(labels)
     return mean(a == b for a, b in zip(predict(model, prompts, candidates), answers))
 
@@ -67,7 +76,10 @@ def accuracy(model, tokenizer, seeds=5, queries=200, shots=SHOTS):
     encode, table = lambda text: tokenizer(text)["input_ids"], {}
     for name in W.TASKS:
         spec = json.loads((W.ASSETS / "tasks" / f"{name}.json").read_text())
-        rows = [json.loads(line) for line in (W.ASSETS / "tasks" / f"{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (W.ASSETS / "tasks" / f"{name}.jsonl").read_text().splitlines()
+        ]
         classes = list(spec["verbalizers"])
         for kind in ("canonical", "arbitrary"):
             cells = table[f"{name}/{kind}"] = {str(k): [] for k in shots}
@@ -75,8 +87,14 @@ def accuracy(model, tokenizer, seeds=5, queries=200, shots=SHOTS):
                 rng = random.Random(seed)
                 drawn = rng.sample(spec["arbitrary_labels"], len(classes))
                 label = spec["verbalizers"] if kind == "canonical" else dict(zip(classes, drawn))
-                test = [r for c in classes for r in rng.sample(
-                    [r for r in rows if r["split"] == "test" and r["label"] == c], math.ceil(queries / len(classes)))]
+                test = [
+                    r
+                    for c in classes
+                    for r in rng.sample(
+                        [r for r in rows if r["split"] == "test" and r["label"] == c],
+                        math.ceil(queries / len(classes)),
+                    )
+                ]
                 asked = [encode(f"input: {r['text']}\noutput:") for r in test]
                 candidates = [encode(" " + label[c])[0] for c in classes]
                 for k in shots:
@@ -102,7 +120,8 @@ def verdicts(table, exact):
         "trec: 6 shots >= chance + 15 (31.7)": trec[6] >= 100 / 6 + 15,
         "sst2 (arbitrary): 4 shots > zero-shot": sst[4] > sst[0],
         "no task with zero-shot and ICL both above 90": not any(
-            c[0] > 90 and max(c[k] for k in SHOTS[1:]) > 90 for c in m.values()),
+            c[0] > 90 and max(c[k] for k in SHOTS[1:]) > 90 for c in m.values()
+        ),
     }
 
 
@@ -115,8 +134,13 @@ def measure(folder):
     (folder / "gates.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"exact match {result['exact_match']}")
     for task, cells in result["accuracy"].items():
-        print(f"{task:20s}", "  ".join(f"{k}: {mean(v):5.1f} +-{stdev(v):4.1f}" for k, v in cells.items()))
-    print("\n".join(f"{'met   ' if ok else 'MISSED'} {gate}" for gate, ok in result["gates"].items()))
+        print(
+            f"{task:20s}",
+            "  ".join(f"{k}: {mean(v):5.1f} +-{stdev(v):4.1f}" for k, v in cells.items()),
+        )
+    print(
+        "\n".join(f"{'met   ' if ok else 'MISSED'} {gate}" for gate, ok in result["gates"].items())
+    )
 
 
 # ---------------------------------------------------------------- model card
@@ -131,26 +155,54 @@ def curve_rows(log):
     for line in (x for x in log if "exact_match" in x):
         table = line["gates"] or {}
         cell = lambda k: f"{mean(mean(c[k]) for c in table.values()):.1f}" if table else "-"
-        rows.append([line["step"], line["phase"], f"{line['tokens'] / 1e6:.2f} M", line["label_loss"],
-                     line["text_loss"] or "-", line["label"] or "-", f"{line['exact_match']:.2f}", *map(cell, "0246")])
+        rows.append(
+            [
+                line["step"],
+                line["phase"],
+                f"{line['tokens'] / 1e6:.2f} M",
+                line["label_loss"],
+                line["text_loss"] or "-",
+                line["label"] or "-",
+                f"{line['exact_match']:.2f}",
+                *map(cell, "0246"),
+            ]
+        )
     return rows
 
 
 def plot(logs, path):
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for (name, log), style in zip(logs.items(), ("-", "--")):
         million = [x["tokens"] / 1e6 for x in log]
-        left.plot(million, [x["label_loss"] for x in log], style, color="#0072B2", label=f"label loss, {name}")
+        left.plot(
+            million,
+            [x["label_loss"] for x in log],
+            style,
+            color="#0072B2",
+            label=f"label loss, {name}",
+        )
         tested = [x for x in log if "exact_match" in x]
-        right.plot([x["tokens"] / 1e6 for x in tested], [100 * x["exact_match"] for x in tested], style,
-                   color="#D55E00", label=f"exact match, {name}")
+        right.plot(
+            [x["tokens"] / 1e6 for x in tested],
+            [100 * x["exact_match"] for x in tested],
+            style,
+            color="#D55E00",
+            label=f"exact match, {name}",
+        )
         tested = [x for x in tested if x["gates"]]
         for task, color in (("set_cls/arbitrary", "#009E73"), ("trec/canonical", "#CC79A7")):
-            right.plot([x["tokens"] / 1e6 for x in tested], [mean(x["gates"][task]["6"]) for x in tested], style,
-                       color=color, label=f"{task.split('/')[0]}, 6 shots, {name}")
+            right.plot(
+                [x["tokens"] / 1e6 for x in tested],
+                [mean(x["gates"][task]["6"]) for x in tested],
+                style,
+                color=color,
+                label=f"{task.split('/')[0]}, 6 shots, {name}",
+            )
     left.set(xlabel="million tokens", ylabel="cross-entropy of labels")
     right.set(xlabel="million tokens", ylabel="accuracy (%)", ylim=(0, 100))
     left.legend(fontsize=8)
@@ -172,8 +224,14 @@ def ship(runs):
     """Copy the best run to the assets and write its card: most gates met, then most aims, then in-context accuracy."""
     folder = W.ASSETS / "micro"
     results = {run.name: json.loads((run / "gates.json").read_text()) for run in runs}
-    logs = {run.name: [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()] for run in runs}
-    icl = {n: mean(mean(c[k]) for c in r["accuracy"].values() for k in "246") for n, r in results.items()}
+    logs = {
+        run.name: [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()]
+        for run in runs
+    }
+    icl = {
+        n: mean(mean(c[k]) for c in r["accuracy"].values() for k in "246")
+        for n, r in results.items()
+    }
     near = {n: {task: is_near(r["accuracy"], task) for task in REAL} for n, r in results.items()}
     met = {n: (sum(r["gates"].values()), sum(near[n].values()), icl[n]) for n, r in results.items()}
     best = max(runs, key=lambda run: met[run.name])
@@ -184,35 +242,86 @@ def ship(runs):
 
     cell = lambda v: f"{mean(v):.1f} ± {stdev(v):.1f}"
     tasks = results[best.name]["accuracy"]
-    accuracy_rows = [[task, n, *(cell(r["accuracy"][task][str(k)]) for k in SHOTS)]
-                     for task in tasks for n, r in results.items()]
-    verdict_rows = [[gate, *("met" if r["gates"][gate] else "**MISSED**" for r in results.values())]
-                    for gate in results[best.name]["gates"]]
+    accuracy_rows = [
+        [task, n, *(cell(r["accuracy"][task][str(k)]) for k in SHOTS)]
+        for task in tasks
+        for n, r in results.items()
+    ]
+    verdict_rows = [
+        [gate, *("met" if r["gates"][gate] else "**MISSED**" for r in results.values())]
+        for gate in results[best.name]["gates"]
+    ]
     aim_rows = []
     for task, real in REAL.items():
-        aim_rows.append([task, "/".join(map(str, real)), *(
-            "/".join(f"{x:.0f}" for x in shape(r["accuracy"], task)) + (" near" if near[n][task] else " **MISSED**")
-            for n, r in results.items())])
+        aim_rows.append(
+            [
+                task,
+                "/".join(map(str, real)),
+                *(
+                    "/".join(f"{x:.0f}" for x in shape(r["accuracy"], task))
+                    + (" near" if near[n][task] else " **MISSED**")
+                    for n, r in results.items()
+                ),
+            ]
+        )
     last = {n: log[-1] for n, log in logs.items()}
     unnamed = {t: [c.name for c in cs if not c.named] for t, cs in W.TASKS.items()}
     card = CARD.format(
-        parameters=f"{model.num_parameters():,}", layers=model.config.num_hidden_layers, width=model.config.hidden_size,
-        heads=model.config.num_attention_heads, ff=model.config.intermediate_size, vocab=model.config.vocab_size,
-        words=len(W.world_words()), size=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}", best=best.name,
-        commands="\n".join(f"python data_scripts/pretrain_micro.py --seed {run.name[1:]} --out runs/{run.name}"
-                           for run in runs),
+        parameters=f"{model.num_parameters():,}",
+        layers=model.config.num_hidden_layers,
+        width=model.config.hidden_size,
+        heads=model.config.num_attention_heads,
+        ff=model.config.intermediate_size,
+        vocab=model.config.vocab_size,
+        words=len(W.world_words()),
+        size=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
+        best=best.name,
+        commands="\n".join(
+            f"python data_scripts/pretrain_micro.py --seed {run.name[1:]} --out runs/{run.name}"
+            for run in runs
+        ),
         runs=" ".join(f"runs/{run.name}" for run in runs),
-        cost=markdown(["run", "steps", "tokens", "wall time (min)", "mean ICL accuracy (%)", "exact match"],
-                      [[n, x["step"], f"{x['tokens'] / 1e6:.1f} M", f"{x['seconds'] / 60:.0f}", f"{icl[n]:.1f}",
-                        results[n]["exact_match"]] for n, x in last.items()]),
+        cost=markdown(
+            ["run", "steps", "tokens", "wall time (min)", "mean ICL accuracy (%)", "exact match"],
+            [
+                [
+                    n,
+                    x["step"],
+                    f"{x['tokens'] / 1e6:.1f} M",
+                    f"{x['seconds'] / 60:.0f}",
+                    f"{icl[n]:.1f}",
+                    results[n]["exact_match"],
+                ]
+                for n, x in last.items()
+            ],
+        ),
         accuracy=markdown(["task / labels", "run", *(f"{k} shots" for k in SHOTS)], accuracy_rows),
         gates=markdown(["gate", *results], verdict_rows),
         aims=markdown(["task", "BLOOM-1.7B (published)", *results], aim_rows),
         unnamed="; ".join(f"{t}: {', '.join(names)}" for t, names in unnamed.items() if names),
-        curves="\n\n".join(f"Run {n}:\n\n" + markdown(
-            ["step", "phase", "tokens", "label loss", "text loss", "label accuracy", "exact match",
-             *(f"tasks, {k} shots" for k in SHOTS)], curve_rows(log)) for n, log in logs.items()))
-    old = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").exists() else ""
+        curves="\n\n".join(
+            f"Run {n}:\n\n"
+            + markdown(
+                [
+                    "step",
+                    "phase",
+                    "tokens",
+                    "label loss",
+                    "text loss",
+                    "label accuracy",
+                    "exact match",
+                    *(f"tasks, {k} shots" for k in SHOTS),
+                ],
+                curve_rows(log),
+            )
+            for n, log in logs.items()
+        ),
+    )
+    old = (
+        (folder / "README.md").read_text(encoding="utf-8")
+        if (folder / "README.md").exists()
+        else ""
+    )
     notes = old.partition(NOTES)[2] or "\n\nNone yet.\n"
     (folder / "README.md").write_text(card + "\n" + NOTES + notes, encoding="utf-8")
     print(f"shipped {best.name}; mean ICL accuracy {icl}")

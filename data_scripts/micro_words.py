@@ -129,7 +129,13 @@ NEGATIVE = """terrible awful dull boring weak stupid ugly poor horrible clumsy d
 | messy dreary pointless annoying lifeless predictable silly painful sloppy tiresome hollow ridiculous grim confusing"""
 POSITIVE_VERBS = "loved enjoyed adored admired praised | liked recommended cherished"
 NEGATIVE_VERBS = "hated disliked despised regretted loathed | endured rejected cursed"
-POLAR_NAMES = [("positive", "negative"), ("good", "bad"), ("happy", "sad"), ("best", "worst"), ("nice", "nasty")]
+POLAR_NAMES = [
+    ("positive", "negative"),
+    ("good", "bad"),
+    ("happy", "sad"),
+    ("best", "worst"),
+    ("nice", "nasty"),
+]
 
 # Label words without a meaning of their own: they live in GENERIC sentences and are episode labels.
 ARBITRARY = """north south east west alpha beta gamma delta omega sigma kappa zeta box lamp bell button bottle basket barrel
@@ -151,19 +157,53 @@ SLOTS = {
         some many please if then because so but to it""",
 }
 
-NEWS = ["the {w} and the {w} were in the news", "{w} {w} news from {place}", "new {w} after the {w} in {place}",
-        "{place} reports on the {w} , {w} and {w}", "{name} talks about {w} and {w}", "{w} : {w} and {w} this week"]
-ENTITY = ["{firm} is a {w} in {place} with {w}", "{firm} , a {w} of {place} , is known for its {w} and {w}",
-          "the {firm} {w} has {w} and {w}", "{name} {firm} is a {w} with {w}", "{firm} was the {adj} {w} near {place}"]
+NEWS = [
+    "the {w} and the {w} were in the news",
+    "{w} {w} news from {place}",
+    "new {w} after the {w} in {place}",
+    "{place} reports on the {w} , {w} and {w}",
+    "{name} talks about {w} and {w}",
+    "{w} : {w} and {w} this week",
+]
+ENTITY = [
+    "{firm} is a {w} in {place} with {w}",
+    "{firm} , a {w} of {place} , is known for its {w} and {w}",
+    "the {firm} {w} has {w} and {w}",
+    "{name} {firm} is a {w} with {w}",
+    "{firm} was the {adj} {w} near {place}",
+]
 CLAUSES = ["the {noun} was {w}", "a {w} {noun}", "the {noun} is very {w}", "what a {w} {noun}"]
 VERB_CLAUSES = ["i {w} the {noun}", "we {w} it"]
 NEUTRAL = ["the {noun} was {adj}", "i saw it in {place}", "it has a {adj} {noun}"]
 
 # Naming sentences: {c} is the name of the class; the text of the class comes before those in NAMING.
-NAMING_SET = ["{w} is a kind of {c} .", "{c} such as {w} , {w} and {w} .", "{w} , {w} , {w} and {w} are all {c} ."]
-NAMING = {"news": ". so it is about {c} .", "entity": ". it belongs to {c} .",
-          "review": ". the review was {c} .", "question": "? this question is about {c} ."}
-UNNAMED_SET = ["{w} and {w} go together with {w} .", "there were {w} , {w} and {w} .", "{name} has {w} and {w} ."]
-GENERIC = ["the {g} was near the {g} .", "{name} put the {g} on the {g} .", "the {g} has a {g} and a {g} .",
-           "{name} saw {g} and {g} in {place} .", "the {g} is {adj} , the {g} is {adj} ."]
-TEXT_NAMES = {"set": "words", "news": "news", "entity": "article", "review": "review", "question": "question"}
+NAMING_SET = [
+    "{w} is a kind of {c} .",
+    "{c} such as {w} , {w} and {w} .",
+    "{w} , {w} , {w} and {w} are all {c} .",
+]
+NAMING = {
+    "news": ". so it is about {c} .",
+    "entity": ". it belongs to {c} .",
+    "review": ". the review was {c} .",
+    "question": "? this question is about {c} .",
+}
+UNNAMED_SET = [
+    "{w} and {w} go together with {w} .",
+    "there were {w} , {w} and {w} .",
+    "{name} has {w} and {w} .",
+]
+GENERIC = [
+    "the {g} was near the {g} .",
+    "{name} put the {g} on the {g} .",
+    "the {g} has a {g} and a {g} .",
+    "{name} saw {g} and {g} in {place} .",
+    "the {g} is {adj} , the {g} is {adj} .",
+]
+TEXT_NAMES = {
+    "set": "words",
+    "news": "news",
+    "entity": "article",
+    "review": "review",
+    "question": "question",
+}

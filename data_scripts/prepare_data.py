@@ -18,7 +18,7 @@ from pathlib import Path
 
 from minicpt.data import ASSETS, Task, load_real_task, load_table, real_specs, split_hashes
 from minicpt.errors import MiniCPTError
-from minicpt.experiments import write_atomically
+from minicpt.lab.store import write_atomically
 
 FROZEN = ASSETS / "real_splits.json"
 
@@ -42,20 +42,43 @@ def fetch(spec: dict, out: Path, from_dir: Path | None) -> None:
 def card(name: str, spec: dict, task: Task) -> str:
     """The data card of what lies in the folder, in Markdown."""
     counts = {
-        split: Counter(label for _, label in rows) for split, rows in (("train", task.train), ("test", task.test))
+        split: Counter(label for _, label in rows)
+        for split, rows in (("train", task.train), ("test", task.test))
     }
-    lines = [f"# {spec['title']}", "", f"`{name}` in the tables; on the hub `{spec['hub']}`"
-             + (f", configuration `{spec['config']}`" if spec.get("config") else "") + ".", "",
-             f"**Terms.** {spec['terms']}.", "", f"**Text.** `{spec['text']!r}` of the columns; **source of templates "
-             f"and label words.** {spec['source']}.", ""]  # fmt: skip
+    lines = [
+        f"# {spec['title']}",
+        "",
+        f"`{name}` in the tables; on the hub `{spec['hub']}`"
+        + (f", configuration `{spec['config']}`" if spec.get("config") else "")
+        + ".",
+        "",
+        f"**Terms.** {spec['terms']}.",
+        "",
+        f"**Text.** `{spec['text']!r}` of the columns; **source of templates "
+        f"and label words.** {spec['source']}.",
+        "",
+    ]
     for split, rows in (("train", task.train), ("test", task.test)):
         whole = spec["rows"][split]
-        kind = "the whole split" if len(rows) == whole else f"not the whole split, which has {whole} on the hub"
-        lines += [f"**{split}.** {len(rows)} rows with text ({kind}), hub split `{spec['splits'][split]}`.", ""]
-    lines += [f"**Label order.** Numbers of the column `{spec['label_column']}`. {spec.get('note', '')}".rstrip(), "",
-              "| number | class | label word | train | test |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
-    lines += [f"| {i} | {label} | {word} | {counts['train'][label]} | {counts['test'][label]} |"
-              for i, (label, word) in enumerate(spec["verbalizers"].items())]  # fmt: skip
+        kind = (
+            "the whole split"
+            if len(rows) == whole
+            else f"not the whole split, which has {whole} on the hub"
+        )
+        lines += [
+            f"**{split}.** {len(rows)} rows with text ({kind}), hub split `{spec['splits'][split]}`.",
+            "",
+        ]
+    lines += [
+        f"**Label order.** Numbers of the column `{spec['label_column']}`. {spec.get('note', '')}".rstrip(),
+        "",
+        "| number | class | label word | train | test |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {i} | {label} | {word} | {counts['train'][label]} | {counts['test'][label]} |"
+        for i, (label, word) in enumerate(spec["verbalizers"].items())
+    ]
     return "\n".join([*lines, "", f"**Rows' hash.** `{task.sha256}`", ""])
 
 
@@ -79,10 +102,16 @@ def check(name: str, task: Task, freeze: bool) -> str:
 def main() -> int:
     specs = real_specs()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("tasks", nargs="*", default=[], metavar="TASK", help=f"{' '.join(specs)} [all]")
+    parser.add_argument(
+        "tasks", nargs="*", default=[], metavar="TASK", help=f"{' '.join(specs)} [all]"
+    )
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder to write [data]")
-    parser.add_argument("--from-dir", type=Path, help="take the rows from this folder instead of the hub")
-    parser.add_argument("--freeze", action="store_true", help="record the hashes of rows not seen before")
+    parser.add_argument(
+        "--from-dir", type=Path, help="take the rows from this folder instead of the hub"
+    )
+    parser.add_argument(
+        "--freeze", action="store_true", help="record the hashes of rows not seen before"
+    )
     args = parser.parse_args()
     failed = 0
     for name in args.tasks or specs:
@@ -91,8 +120,12 @@ def main() -> int:
                 raise MiniCPTError(f"Unknown task {name!r}. Valid: {', '.join(specs)}.")
             fetch(specs[name], args.out, args.from_dir)
             task = load_real_task(name, args.out)
-            write_atomically(args.out / specs[name]["folder"] / "README.md", card(name, specs[name], task))
-            print(f"{name:8} {len(task.train):6} train {len(task.test):6} test rows: {check(name, task, args.freeze)}")
+            write_atomically(
+                args.out / specs[name]["folder"] / "README.md", card(name, specs[name], task)
+            )
+            print(
+                f"{name:8} {len(task.train):6} train {len(task.test):6} test rows: {check(name, task, args.freeze)}"
+            )
         except MiniCPTError as error:  # the others still get their turn
             failed += 1
             print(f"{name}: {error}", file=sys.stderr)

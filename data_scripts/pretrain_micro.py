@@ -8,20 +8,20 @@ The model is a plain, randomly initialised transformers Llama.  On natural-looki
 does not learn to read its context within minutes, so training follows a curriculum: copying repeated strings,
 then key-value rows, then exact-match examples in the prompt templates, then the full mixture of episodes and text.
 """
+
 import argparse
 import json
 import random
 import time
 from pathlib import Path
 
+import make_micro_world as W
+import micro_gates as G
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-import make_micro_world as W
-import micro_gates as G
 
 REPEAT = 4  # a fifth kind of token, next to W.OTHER, FIRST, LABEL and EXACT: the copy of a repeated string
 # phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration in steps
@@ -33,7 +33,9 @@ MUON_LR, ADAM_LR = (5e-3, 2e-3), (3e-3, 1.5e-3)  # phases 0-2, phase 3
 # ---------------------------------------------------------------- model
 def fp32_attention(module, q, k, v, mask, scaling=None, **_):
     """Causal attention in fp32: its bf16 backward is twice as slow on a CPU."""
-    out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=scaling)
+    out = F.scaled_dot_product_attention(
+        q.float(), k.float(), v.float(), is_causal=True, scale=scaling
+    )
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -42,25 +44,42 @@ ALL_ATTENTION_FUNCTIONS.register("fp32_causal", fp32_attention)
 
 def new_model(tokenizer):
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        intermediate_size=352, max_position_embeddings=512, tie_word_embeddings=True, attention_bias=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, attn_implementation="fp32_causal",
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=352,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        attn_implementation="fp32_causal",
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
     for name, p in model.named_parameters():
         if "embed" in name:
             torch.nn.init.normal_(p, std=0.05)
         elif p.ndim == 2:  # the two matrices that write into the residual stream start small
-            std = config.hidden_size ** -0.5
-            torch.nn.init.normal_(p, std=0.3 * std if "o_proj" in name or "down_proj" in name else std)
+            std = config.hidden_size**-0.5
+            torch.nn.init.normal_(
+                p, std=0.3 * std if "o_proj" in name or "down_proj" in name else std
+            )
     return model
 
 
 def optimizers(model):
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
-    return [torch.optim.Muon(matrices, lr=MUON_LR[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=ADAM_LR[0], betas=(0.9, 0.98), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(
+            matrices, lr=MUON_LR[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=ADAM_LR[0], betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def learning_rates(step, phase, start, steps):
@@ -133,7 +152,11 @@ def make_batch(seed, step, phase, t, shape, ids, words, active):
     kinds = np.where(text, -1, kinds)  # -1: other tokens chosen for the language-model loss
     keep = np.isin(kinds, (-1, W.LABEL, W.EXACT, REPEAT))
     keep[:, 0] = False  # nothing predicts the first token
-    return torch.from_numpy(tokens), torch.from_numpy(kinds), torch.from_numpy(keep.reshape(-1).nonzero()[0])
+    return (
+        torch.from_numpy(tokens),
+        torch.from_numpy(kinds),
+        torch.from_numpy(keep.reshape(-1).nonzero()[0]),
+    )
 
 
 # ---------------------------------------------------------------- training
@@ -147,15 +170,19 @@ def train_step(body, batch, phase, active, device):
         # phase 0 has 128 active words: with the full softmax all other embeddings would be pushed away
         embedding = body.embed_tokens.weight  # tied: the same matrix reads and predicts tokens
         table = embedding[active] if phase == 0 else embedding
-        logits = (picked @ table.T).float()[:len(where)]
+        logits = (picked @ table.T).float()[: len(where)]
     targets, kind = tokens.flatten()[where], kinds.flatten()[where]
     goal = torch.searchsorted(active, targets) if phase == 0 else targets
     losses = F.cross_entropy(logits, goal, reduction="none")
     label = kind != -1
     loss = losses[label].mean() + (0.5 * losses[~label].mean() if (~label).any() else 0)
     hit = logits.detach().argmax(-1) == goal
-    stats = {"loss": losses[label].sum(), "labels": label.sum(),
-             "text_loss": losses[~label].sum(), "texts": (~label).sum()}
+    stats = {
+        "loss": losses[label].sum(),
+        "labels": label.sum(),
+        "text_loss": losses[~label].sum(),
+        "texts": (~label).sum(),
+    }
     for name, code in (("label", W.LABEL), ("exact", W.EXACT), ("repeat", REPEAT)):
         stats[name + "_hits"], stats[name + "_n"] = hit[kind == code].sum(), (kind == code).sum()
     return loss, {k: float(v.detach()) for k, v in stats.items()}
@@ -198,15 +225,25 @@ def train(args):
         if now["step"] % 50 == 0:
             now["seconds"], clock = now["seconds"] + time.time() - clock, time.time()
             rate = lambda a, b: round(sums[a] / sums[b], 4) if sums[b] else None
-            line = {**now, "label_loss": rate("loss", "labels"), "text_loss": rate("text_loss", "texts"),
-                    **{k: rate(k + "_hits", k + "_n") for k in ("label", "exact", "repeat")}}
+            line = {
+                **now,
+                "label_loss": rate("loss", "labels"),
+                "text_loss": rate("text_loss", "texts"),
+                **{k: rate(k + "_hits", k + "_n") for k in ("label", "exact", "repeat")},
+            }
             end, longest = PHASES[phase][2:]
             if phase < 3 and ((line["exact"] or 0) > end or t + 1 >= longest):
                 now["phase"], now["start"] = phase + 1, now["step"]
             if now["step"] % 500 == 0 or now["phase"] != phase:
-                line["gates"] = G.accuracy(model, tokenizer, seeds=2, queries=60) if phase > 1 else None
+                line["gates"] = (
+                    G.accuracy(model, tokenizer, seeds=2, queries=60) if phase > 1 else None
+                )
                 line["exact_match"] = G.exact_match(model, ids, 300)
-                state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "now": now}
+                state = {
+                    "model": model.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "now": now,
+                }
                 torch.save(state, checkpoint)
                 save(model, tokenizer, args.out / "model")
             log.write(json.dumps(line) + "\n")
@@ -224,12 +261,24 @@ def save(model, tokenizer, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000, help="steps of phase 3 (3072 tokens each)")
-    parser.add_argument("--out", type=Path, default=Path("runs/micro"), help="folder of checkpoint, log and model")
+    parser.add_argument(
+        "--steps", type=int, default=4000, help="steps of phase 3 (3072 tokens each)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/micro"), help="folder of checkpoint, log and model"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="one is fastest for a model this small")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="one is fastest for a model this small"
+    )
     parser.add_argument("--gates", type=Path, metavar="RUN", help="measure the model of a run")
-    parser.add_argument("--ship", type=Path, nargs="+", metavar="RUN", help="copy the best measured run to the assets")
+    parser.add_argument(
+        "--ship",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="copy the best measured run to the assets",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.gates:

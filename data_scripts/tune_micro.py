@@ -15,9 +15,10 @@ from itertools import product
 import pandas as pd
 
 from minicpt.data import ASSETS
-from minicpt.executors import run_grid
-from minicpt.experiments import Store, grid, write_atomically
-from minicpt.methods import METHODS, hyperparameters
+from minicpt.lab.cells import grid
+from minicpt.lab.executors import run_grid
+from minicpt.lab.store import Store, write_atomically
+from minicpt.methods.registry import METHODS, hyperparameters
 
 SEEDS, SHOTS = range(100, 103), (2, 6)
 PROMPT_LR, CONTEXT_LR = (0.01, 0.03, 0.1, 0.3), (0.003, 0.01, 0.03, 0.1)
@@ -47,10 +48,14 @@ def settings(method: str) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default="results/tune")
-    parser.add_argument("--methods", nargs="+", default=[*GRIDS], choices=GRIDS, metavar="METHOD", help="[all]")
+    parser.add_argument(
+        "--methods", nargs="+", default=[*GRIDS], choices=GRIDS, metavar="METHOD", help="[all]"
+    )
     args = parser.parse_args()
 
     # full settings, so that a cell's name does not depend on what was chosen before
@@ -58,7 +63,13 @@ def main() -> None:
     cells = [
         (method, setting, cell)
         for method, setting in tried
-        for cell in grid(methods=[method], shots=SHOTS, seeds=SEEDS, n_test=100, hp=tuple(sorted(setting.items())))
+        for cell in grid(
+            methods=[method],
+            shots=SHOTS,
+            seeds=SEEDS,
+            n_test=100,
+            hp=tuple(sorted(setting.items())),
+        )
     ]
     store = Store(args.out)
     failures = run_grid([cell for *_, cell in cells], store, args.workers)
@@ -73,7 +84,10 @@ def main() -> None:
 
     path = ASSETS / "hyperparameters.json"
     chosen = json.loads(path.read_text(encoding="utf-8"))
-    micro = {**chosen["micro"], **{method: json.loads(means[method].idxmax()) for method in args.methods}}
+    micro = {
+        **chosen["micro"],
+        **{method: json.loads(means[method].idxmax()) for method in args.methods},
+    }
     micro |= {method: {**micro["cpt"], **change} for method, change in FOLLOW_CPT.items()}
     how = (
         f"Chosen by data_scripts/tune_micro.py: eight settings a method, mean accuracy over five tasks, shots {SHOTS}, "
@@ -81,7 +95,10 @@ def main() -> None:
     )
     knobs = {m: [*GRIDS[m]] for m in GRIDS}
     chosen["micro_tuning"] |= {
-        m: [{**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)} for s, a in means[m].items()]
+        m: [
+            {**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)}
+            for s, a in means[m].items()
+        ]
         for m in args.methods
     }
     chosen["micro"] = {"how": how, **{m: micro[m] for m in METHODS if m in micro}}

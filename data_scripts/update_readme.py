@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from minicpt.ablations import rows_to_read
 from minicpt.data import ASSETS
-from minicpt.tables import overall_rows, pipes, wide
+from minicpt.lab.ablations import rows_to_read
+from minicpt.lab.tables import overall_rows, pipes, wide
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -61,7 +61,10 @@ def main() -> None:
     for name, source in REFERENCES.items():
         if (path := Path("results", source)).exists():
             shutil.copyfile(path, ASSETS / name)
-    blocks = {"results.md": ("table", table_block()), "ablations.md": ("ablations", ablations_block())}
+    blocks = {
+        "results.md": ("table", table_block()),
+        "ablations.md": ("ablations", ablations_block()),
+    }
     if (bench := Path("results/bench/cpu.md")).exists():
         blocks["speed.md"] = ("bench", bench.read_text(encoding="utf-8"))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")

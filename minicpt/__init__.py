@@ -9,24 +9,44 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "configs": ["CPTConfig", "IAPTConfig", "PeftConfig", "get_peft_config"],
-    "saving": ["load_training_state"],
-    "model": ["AutoPeftModelForCausalLM", "PeftModel", "PeftModelForCausalLM", "get_peft_model"],
-    "embeddings": ["CPTEmbedding", "PromptEmbedding"],
-    "masks": ["Template", "Encoded", "encode", "build_context"],
-    "base_models": ["load_base"],
+    "dropin.configs": ["CPTConfig", "IAPTConfig", "PeftConfig", "get_peft_config"],
+    "dropin.saving": ["load_training_state"],
+    "dropin.model": [
+        "AutoPeftModelForCausalLM",
+        "PeftModel",
+        "PeftModelForCausalLM",
+        "get_peft_model",
+    ],
+    "core.embeddings": ["CPTEmbedding", "PromptEmbedding"],
+    "core.templates": ["Template", "Encoded", "encode", "build_context"],
+    "engine.base_models": ["load_base"],
     "data": ["load_task", "make_split"],
-    "methods": ["METHODS", "fit"],
-    "classifier": ["FewShotClassifier"],
-    "experiments": ["Cell", "Store", "run_cell"],
-    "executors": ["run_grid"],
+    "methods.registry": ["METHODS"],
+    "methods.fit": ["fit"],
+    "methods.classifier": ["FewShotClassifier"],
+    "lab.cells": ["Cell", "run_cell"],
+    "lab.store": ["Store"],
+    "lab.executors": ["run_grid"],
     "errors": ["MiniCPTError"],
-}  # fmt: skip
+}
 # what code written for PEFT's prompt methods imports besides, and what is PEFT's own here
-_PEFT = ["LoraConfig", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification", "PeftModelForTokenClassification",
-         "PeftType", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig", "PromptTuningInit", "TaskType",
-         "get_peft_model_state_dict", "set_peft_model_state_dict"]  # fmt: skip
-_MODULE_OF = {name: f".{module}" for module, names in _HOME.items() for name in names} | dict.fromkeys(_PEFT, "peft")
+_PEFT = [
+    "LoraConfig",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
+    "PeftType",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "TaskType",
+    "get_peft_model_state_dict",
+    "set_peft_model_state_dict",
+]
+_MODULE_OF = {
+    name: f".{module}" for module, names in _HOME.items() for name in names
+} | dict.fromkeys(_PEFT, "peft")
 __all__ = sorted(_MODULE_OF)
 
 

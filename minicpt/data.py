@@ -15,8 +15,8 @@ from itertools import product, zip_longest
 from pathlib import Path
 from string import Formatter
 
+from .core.templates import Template
 from .errors import MiniCPTError, unknown
-from .masks import Template
 
 ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
@@ -45,23 +45,43 @@ def _build(spec: dict, train: list[Row], test: list[Row]) -> Task:
     for where, rows in (("train", train), ("test", test)):
         for i, (text, label) in enumerate(rows):
             if not text.strip():
-                raise MiniCPTError(f"{spec['name']}: {where} row {i + 1} has an empty text; remove the row.")
+                raise MiniCPTError(
+                    f"{spec['name']}: {where} row {i + 1} has an empty text; remove the row."
+                )
             if label not in verbalizers:
-                raise MiniCPTError(f"{spec['name']}, {where} row {i + 1}: {unknown('label', label, verbalizers)}")
+                raise MiniCPTError(
+                    f"{spec['name']}, {where} row {i + 1}: {unknown('label', label, verbalizers)}"
+                )
     if twice := [word for word, n in Counter(verbalizers.values()).items() if n > 1]:
-        raise MiniCPTError(f"{spec['name']}: two classes share the label word {twice[0]!r}; give each its own.")
+        raise MiniCPTError(
+            f"{spec['name']}: two classes share the label word {twice[0]!r}; give each its own."
+        )
     kinds = ("canonical", "arbitrary") if spec.get("arbitrary_labels") else ("canonical",)
     if (kind := spec.get("default_labels", "canonical")) not in kinds:
         raise unknown('"default_labels"', kind, kinds)
     parts = ("input", "output", "intra", "inter")
     if missing := set(parts) - set(spec["templates"]):
-        raise MiniCPTError(f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.')
-    templates = [Template(*chosen) for chosen in product(*(spec["templates"][part] for part in parts))]
-    sha256 = hashlib.sha256("\n".join(f"{text}\t{label}" for text, label in train + test).encode()).hexdigest()[:16]
+        raise MiniCPTError(
+            f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.'
+        )
+    templates = [
+        Template(*chosen) for chosen in product(*(spec["templates"][part] for part in parts))
+    ]
+    sha256 = hashlib.sha256(
+        "\n".join(f"{text}\t{label}" for text, label in train + test).encode()
+    ).hexdigest()[:16]
     return Task(
-        spec["name"], spec.get("title", spec["name"]), train, test, verbalizers, templates,
-        spec.get("instruction", ""), spec.get("arbitrary_labels", []), kind, sha256,
-    )  # fmt: skip
+        spec["name"],
+        spec.get("title", spec["name"]),
+        train,
+        test,
+        verbalizers,
+        templates,
+        spec.get("instruction", ""),
+        spec.get("arbitrary_labels", []),
+        kind,
+        sha256,
+    )
 
 
 def load_task_file(path: str | Path) -> Task:
@@ -75,7 +95,9 @@ def load_task_file(path: str | Path) -> Task:
         spec = json.loads(path.read_text(encoding="utf-8"))
         for key in ("name", "verbalizers", "templates"):
             if key not in spec:
-                raise MiniCPTError(f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates.")
+                raise MiniCPTError(
+                    f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates."
+                )
         content = rows_path.read_bytes()
     except FileNotFoundError as error:
         raise MiniCPTError(
@@ -138,7 +160,9 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
         try:
             table = datasets.load_dataset("json", data_files=str(file), split="train")
         except (datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
-            raise MiniCPTError(f"{file} cannot be read: {error}. It needs one JSON object a line.") from error
+            raise MiniCPTError(
+                f"{file} cannot be read: {error}. It needs one JSON object a line."
+            ) from error
         where = str(file)
     else:
         table = _load_hub(spec, split)
@@ -146,7 +170,9 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
     in_text = [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
     for column in (*in_text, spec["label_column"]):
         if column not in table.column_names:
-            raise MiniCPTError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}.")
+            raise MiniCPTError(
+                f"{where} has no column {column!r}; it has {', '.join(table.column_names)}."
+            )
     return table
 
 
@@ -174,7 +200,9 @@ def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None
     """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
     if name.endswith(".json"):
         return load_task_file(name)
-    if data == "real" and name != "set_cls":  # no data set: it is generated, for every model the same
+    if (
+        data == "real" and name != "set_cls"
+    ):  # no data set: it is generated, for every model the same
         return load_real_task(name, data_dir)
     if data not in ("micro", "real"):
         raise unknown("data", data, ("micro", "real"))
@@ -205,7 +233,13 @@ class Split:
     @property
     def sha256(self) -> str:
         """Hash of everything in the split: two runs with one hash saw the same rows in the same order."""
-        content = [self.shots, self.queries, self.verbalizers, vars(self.template), self.instruction]
+        content = [
+            self.shots,
+            self.queries,
+            self.verbalizers,
+            vars(self.template),
+            self.instruction,
+        ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -226,12 +260,18 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     for rows in by_class.values():
         generator.shuffle(rows)
     if per_class and (small := {c: len(by_class[c]) for c in order if len(by_class[c]) < k}):
-        raise MiniCPTError(f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots.")
+        raise MiniCPTError(
+            f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots."
+        )
     if not per_class and k > len(labels):
-        raise MiniCPTError(f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows.")
+        raise MiniCPTError(
+            f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows."
+        )
     # each round takes the next row of every class that has one: distinct classes first
     rounds = zip_longest(*(by_class[c] for c in order))
-    chosen = [i for one_round in rounds for i in one_round if i is not None][: k * len(order) if per_class else k]
+    chosen = [i for one_round in rounds for i in one_round if i is not None][
+        : k * len(order) if per_class else k
+    ]
     random.Random(f"order {seed} {k}").shuffle(chosen)
     return chosen
 
@@ -243,13 +283,20 @@ def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
     if kind != "arbitrary":
         raise unknown("label kind", kind, ("canonical", "arbitrary"))
     if len(task.arbitrary_labels) < len(task.verbalizers):
-        raise MiniCPTError(f"{task.name} lists {len(task.arbitrary_labels)} arbitrary labels, it needs one per class.")
+        raise MiniCPTError(
+            f"{task.name} lists {len(task.arbitrary_labels)} arbitrary labels, it needs one per class."
+        )
     words = random.Random(f"labels {seed}").sample(task.arbitrary_labels, len(task.verbalizers))
     return dict(zip(task.verbalizers, words))
 
 
 def make_split(
-    task: Task, shots: int, seed: int, n_test: int = 200, labels: str | None = None, per_class: bool = False
+    task: Task,
+    shots: int,
+    seed: int,
+    n_test: int = 200,
+    labels: str | None = None,
+    per_class: bool = False,
 ) -> Split:
     """Draw the split of a seed: shots, at most `n_test` queries, label words and one template of the task's pool.
 
@@ -265,14 +312,22 @@ def make_split(
     words = label_words(task, labels or task.default_labels, seed)
     *others, last = words.values()
     instruction = task.instruction.replace("{labels}", f"{', '.join(others)} or {last}")
-    return Split(task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed)
+    return Split(
+        task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed
+    )
 
 
 def split_hashes(task: Task, seeds=range(5)) -> dict[str, str]:
     """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
-    return {f"{k}-shot seed {seed}": make_split(task, k, seed).sha256 for k in (2, 4, 6) for seed in seeds}
+    return {
+        f"{k}-shot seed {seed}": make_split(task, k, seed).sha256
+        for k in (2, 4, 6)
+        for seed in seeds
+    }
 
 
 def manifest() -> dict[str, str]:
     """Hashes of the micro tasks' splits: the committed `assets/splits.json` freezes them."""
-    return {f"{name} {key}": sha for name in TASKS for key, sha in split_hashes(load_task(name)).items()}
+    return {
+        f"{name} {key}": sha for name in TASKS for key, sha in split_hashes(load_task(name)).items()
+    }

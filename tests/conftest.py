@@ -8,7 +8,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook([f"minicpt.{m}" for m in ("masks", "projection", "loss", "embeddings", "iapt")], "beartype.beartype")
+install_import_hook(
+    ["minicpt.core", "minicpt.dropin.iapt"],
+    "beartype.beartype",
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -22,8 +25,16 @@ def gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=60,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -32,10 +43,19 @@ def random_base():
     """A random Llama with the micro model's tokenizer: for mechanics, where what it has learned does not matter."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from minicpt.base_models import MICRO, BaseModel
+    from minicpt.engine.base_models import MICRO, BaseModel
 
     tokenizer = AutoTokenizer.from_pretrained(MICRO)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=512, initializer_range=0.2)  # fmt: skip
-    return BaseModel("random", LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "random")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    return BaseModel(
+        "random", LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "random"
+    )

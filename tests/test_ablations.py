@@ -12,19 +12,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpt import FewShotClassifier, ablations, data, methods, trainers
+from minicpt import FewShotClassifier, data
 from minicpt.__main__ import main
-from minicpt.base_models import BaseModel
-from minicpt.context_tuning import OPTIONS, TunedCache, TunedContext, chosen_roles, examples_of, visible
+from minicpt.core.masks import SEPARATOR, is_label
+from minicpt.core.projection import project, project_together
+from minicpt.core.templates import Encoded, build_context, encode
+from minicpt.engine.base_models import BaseModel
 from minicpt.errors import MiniCPTError
-from minicpt.executors import run_grid
-from minicpt.experiments import Store
-from minicpt.masks import SEPARATOR, Encoded, build_context, encode, is_label
-from minicpt.projection import project, project_together
+from minicpt.lab import ablations, statistics
+from minicpt.lab.executors import run_grid
+from minicpt.lab.store import Store
+from minicpt.methods import fit, registry, trainers
+from minicpt.methods.context_tuning import (
+    OPTIONS,
+    TunedCache,
+    TunedContext,
+    chosen_roles,
+    examples_of,
+    visible,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-HP = {"lr": 0.02, "epochs": 3, "batch_size": 0, "epsilon": 0.5, "epsilon_format": 0.3, "epsilon_unit": "mean_norm",
-      "decay": 0.9, "context_weight": 1.0}  # fmt: skip
+HP = {
+    "lr": 0.02,
+    "epochs": 3,
+    "batch_size": 0,
+    "epsilon": 0.5,
+    "epsilon_format": 0.3,
+    "epsilon_unit": "mean_norm",
+    "decay": 0.9,
+    "context_weight": 1.0,
+}
 CT = {"lr": 0.02, "epochs": 3, "token_dropout": 0.0}
 
 
@@ -35,7 +53,9 @@ def split():
 
 @pytest.fixture(scope="module")
 def shots(random_base, split):
-    return encode(random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots])
+    return encode(
+        random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +70,21 @@ def texts_of(split):
 def moved(base, split, hp, method="cpt"):
     """How far every context token went, (P,), and the types."""
     fixed = {**HP, "lr": 0.0} if method != "ct_prompt" else {"lr": 0.0}
-    start = methods.fit(method, base, split, fixed).prefix[0]
-    return (methods.fit(method, base, split, hp).prefix[0] - start).norm(dim=1)
+    start = fit.fit(method, base, split, fixed).prefix[0]
+    return (fit.fit(method, base, split, hp).prefix[0] - start).norm(dim=1)
 
 
 # ---- CPT on plain tensors is CPT ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{}, {"context_weight": 0.0}, {"context_weight": 0.3}, {"batch_size": 1}])
+@pytest.mark.parametrize(
+    "change", [{}, {"context_weight": 0.0}, {"context_weight": 0.3}, {"batch_size": 1}]
+)
 @pytest.mark.parametrize("method", ["cpt", "cpt_instr"])
 def test_with_default_options_it_is_the_drop_in_cpt(random_base, split, method, change):
     """Two implementations, one number: the wrapper with CPTConfig, and the options at their defaults."""
-    one = methods.fit(method, random_base, split, {**HP, **change})
-    two = methods.fit(method, random_base, split, {**HP, **change, **OPTIONS})
+    one = fit.fit(method, random_base, split, {**HP, **change})
+    two = fit.fit(method, random_base, split, {**HP, **change, **OPTIONS})
     assert two.history == pytest.approx(one.history, rel=1e-4)
     torch.testing.assert_close(two.prefix, one.prefix, rtol=1e-3, atol=1e-4)
 
@@ -70,10 +92,11 @@ def test_with_default_options_it_is_the_drop_in_cpt(random_base, split, method, 
 def test_one_random_label_is_the_training_label_plus_one_of_the_contexts(random_base, split):
     """The first loss minus the training label's is one of the K weighted context losses, not always the same."""
     hp = {**HP, "epochs": 12, "lr": 0.0}
-    train_only = methods.fit("cpt", random_base, split, {**hp, "context_weight": 0.0}).history[0]
-    whole = methods.fit("cpt", random_base, split, hp).history[0]
+    train_only = fit.fit("cpt", random_base, split, {**hp, "context_weight": 0.0}).history[0]
+    whole = fit.fit("cpt", random_base, split, hp).history[0]
     extra = [
-        loss - train_only for loss in methods.fit("cpt", random_base, split, {**hp, "context_labels": "one"}).history
+        loss - train_only
+        for loss in fit.fit("cpt", random_base, split, {**hp, "context_labels": "one"}).history
     ]
     values = sorted({round(x, 3) for x in extra})
     assert len(values) == 4  # K labels, each drawn at some step
@@ -85,9 +108,15 @@ def test_one_random_label_is_the_training_label_plus_one_of_the_contexts(random_
 
 @pytest.mark.parametrize(
     "roles, free",
-    [("input", {2}), ("template", {1, 3}), ("template+input", {1, 2, 3}), ("template+input+label", {1, 2, 3, 4}),
-     ("label", {4}), ("all", {0, 1, 2, 3, 4})],
-)  # fmt: skip
+    [
+        ("input", {2}),
+        ("template", {1, 3}),
+        ("template+input", {1, 2, 3}),
+        ("template+input+label", {1, 2, 3, 4}),
+        ("label", {4}),
+        ("all", {0, 1, 2, 3, 4}),
+    ],
+)
 def test_only_the_named_roles_move(random_base, split, context, roles, free):
     distance, types = moved(random_base, split, {**HP, "roles": roles}), torch.tensor(context.types)
     role = torch.where(is_label(types), 4, types % 4)
@@ -98,7 +127,7 @@ def test_only_the_named_roles_move(random_base, split, context, roles, free):
 
 
 def test_the_instructions_tokens_are_a_role_of_their_own(random_base, split):
-    n = len(methods.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0])
+    n = len(fit.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0])
     frozen = moved(random_base, split, {**HP, "roles": "template+input"}, "cpt_instr")
     alone = moved(random_base, split, {**HP, "roles": "instruction"}, "cpt_instr")
     assert (frozen[:n] == 0).all() and (frozen[n:] > 0).any()
@@ -122,7 +151,9 @@ def test_one_ball_for_all(P, scale, radii, seed):
     if delta.norm() <= radius:
         torch.testing.assert_close(together, delta)
     elif radius > 0:
-        torch.testing.assert_close(together / together.norm(), delta / delta.norm(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            together / together.norm(), delta / delta.norm(), rtol=1e-3, atol=1e-4
+        )
     by_token = project(delta, epsilon)
     torch.testing.assert_close(project_together(by_token, epsilon), by_token, rtol=1e-4, atol=1e-6)
 
@@ -132,7 +163,9 @@ def test_projection_together_and_none_in_training(random_base, split, context):
     types = torch.tensor(context.types)
     unit = random_base.model.get_input_embeddings().weight.norm(dim=1).mean()
     radius = torch.where(types % 4 == 2, 0.5, 0.3) * unit * (types % 4 > 0)
-    token, together, free = (moved(random_base, split, {**hp, "projection": p}) for p in ("token", "together", "none"))
+    token, together, free = (
+        moved(random_base, split, {**hp, "projection": p}) for p in ("token", "together", "none")
+    )
     assert (token <= radius + 1e-4).all()
     assert (together > radius + 1e-2).any() and together.norm() <= radius.norm() + 1e-3
     assert free.norm() > 2 * radius.norm() and (free[types % 4 == 0] == 0).all()
@@ -142,11 +175,13 @@ def test_projection_together_and_none_in_training(random_base, split, context):
 def test_a_soft_prompt_with_a_ball(random_base, split, method):
     hp = {"lr": 0.5, "epochs": 4, "tokens": 4, "init": "SAMPLE_VOCAB"}
     start, free, held = (
-        methods.fit(method, random_base, split, change).prefix[0]
+        fit.fit(method, random_base, split, change).prefix[0]
         for change in ({**hp, "lr": 0.0}, hp, {**hp, "epsilon": 0.2, "epsilon_unit": "mean_norm"})
     )
     radius = 0.2 * random_base.model.get_input_embeddings().weight.norm(dim=1).mean()
-    assert ((held - start).norm(dim=1) <= radius + 1e-4).all() and ((held - start).norm(dim=1) > 0).any()
+    assert ((held - start).norm(dim=1) <= radius + 1e-4).all() and (
+        (held - start).norm(dim=1) > 0
+    ).any()
     assert ((free - start).norm(dim=1) > radius + 0.1).any()
 
 
@@ -179,7 +214,9 @@ def plain_loss(base, shots, leave_one_out):
         row = trainers.until_label(row)
         kept = [p for p in range(len(context)) if not (leave_one_out and owner[p] == i)]
         ids = [context.ids[p] for p in kept] + row.ids
-        places = kept + [len(context) + t for t in range(len(row))]  # the others stay where they were
+        places = kept + [
+            len(context) + t for t in range(len(row))
+        ]  # the others stay where they were
         with torch.no_grad():
             logits = base.model(torch.tensor([ids]), position_ids=torch.tensor([places])).logits[0]
         s = len(kept) + row.types.index(4)
@@ -190,19 +227,27 @@ def plain_loss(base, shots, leave_one_out):
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_leave_one_out_is_a_forward_without_the_example(random_base, split, shots, leave_one_out):
     hp = {**HP, "context_weight": 0.0, "leave_one_out": leave_one_out}
-    ours = methods.fit("cpt", random_base, split, hp).history[0]
+    ours = fit.fit("cpt", random_base, split, hp).history[0]
     assert ours == pytest.approx(plain_loss(random_base, shots, leave_one_out), rel=1e-4)
-    ct_prompt = methods.fit("ct_prompt", random_base, split, {**CT, "leave_one_out": leave_one_out}).history[0]
+    ct_prompt = fit.fit(
+        "ct_prompt", random_base, split, {**CT, "leave_one_out": leave_one_out}
+    ).history[0]
     assert ct_prompt == pytest.approx(ours, rel=1e-4)
 
 
-def test_leave_one_out_gradients_do_not_reach_the_hidden_example(random_base, split, shots, context):
+def test_leave_one_out_gradients_do_not_reach_the_hidden_example(
+    random_base, split, shots, context
+):
     """One training row at a time: the embeddings, or keys and values, of its twin get no gradient, the others do."""
     owner = torch.tensor([i for i, shot in enumerate(shots) for _ in shot.ids])
-    hp = {**HP, **methods.hyperparameters("ct_prompt"), "token_dropout": 0.0}
+    hp = {**HP, **registry.hyperparameters("ct_prompt"), "token_dropout": 0.0}
     for i in range(len(shots)):
-        batch = trainers._batch([trainers.until_label(row) for row in shots], [i], random_base.device)
-        embedded, cached = (kind(random_base, context, 0, hp) for kind in (TunedContext, TunedCache))
+        batch = trainers._batch(
+            [trainers.until_label(row) for row in shots], [i], random_base.device
+        )
+        embedded, cached = (
+            kind(random_base, context, 0, hp) for kind in (TunedContext, TunedCache)
+        )
         for tuned, size in (
             (embedded, lambda g: g.norm(dim=1)),
             (cached, lambda g: g.transpose(0, 2).flatten(1).norm(dim=1)),
@@ -215,17 +260,21 @@ def test_leave_one_out_gradients_do_not_reach_the_hidden_example(random_base, sp
 
 
 def test_ct_kv_before_training_is_icl_to_the_bit(random_base, split):
-    icl = methods.fit("icl", random_base, split).scores(texts_of(split))[0]
-    start = methods.fit("ct_kv", random_base, split, {**CT, "lr": 0.0})
+    icl = fit.fit("icl", random_base, split).scores(texts_of(split))[0]
+    start = fit.fit("ct_kv", random_base, split, {**CT, "lr": 0.0})
     assert torch.equal(start.scores(texts_of(split))[0], icl)
-    assert torch.equal(start.scores(texts_of(split))[0], icl)  # scoring leaves the trained cache as it was
-    trained = methods.fit("ct_kv", random_base, split, CT)
+    assert torch.equal(
+        start.scores(texts_of(split))[0], icl
+    )  # scoring leaves the trained cache as it was
+    trained = fit.fit("ct_kv", random_base, split, CT)
     assert not torch.allclose(trained.scores(texts_of(split))[0], icl, atol=1e-3)
 
 
 def test_ct_kv_continues_from_keys_and_values_of_every_layer(random_base, split, context):
     """The first loss equals a plain forward with the query's attention cut, by a 4-D mask, from its twin."""
-    encoded = encode(random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots])
+    encoded = encode(
+        random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
+    )
     owner = torch.tensor([i for i, shot in enumerate(encoded) for _ in shot.ids])
     total, P = 0.0, len(context)
     for i, row in enumerate(encoded):
@@ -235,10 +284,12 @@ def test_ct_kv_continues_from_keys_and_values_of_every_layer(random_base, split,
         allowed[P:, :P] &= owner != i  # the context itself was read whole
         with torch.no_grad():
             mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[None, None]
-            logits = random_base.model(torch.tensor([context.ids + row.ids]), attention_mask=mask).logits[0]
+            logits = random_base.model(
+                torch.tensor([context.ids + row.ids]), attention_mask=mask
+            ).logits[0]
         s = P + row.types.index(4)
         total += -logits[s - 1].log_softmax(-1)[row.ids[s - P]].item() / len(encoded)
-    assert methods.fit("ct_kv", random_base, split, CT).history[0] == pytest.approx(total, rel=1e-4)
+    assert fit.fit("ct_kv", random_base, split, CT).history[0] == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
@@ -248,18 +299,28 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
 
     torch.manual_seed(0)
     model = (
-        gpt2 if family == "gpt2" else BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2))
+        gpt2
+        if family == "gpt2"
+        else BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2))
     )
     base = BaseModel("tiny", model.eval().requires_grad_(False), None, "tiny")
-    shots = [Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 0]), Encoded([5, 10, 11, 7, 12, 9], [1, 2, 2, 3, 4, 0])]
+    shots = [
+        Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 0]),
+        Encoded([5, 10, 11, 7, 12, 9], [1, 2, 2, 3, 4, 0]),
+    ]
     context, rows = build_context(shots), [trainers.until_label(shot) for shot in shots]
     with torch.no_grad():
-        logits = [model(torch.tensor([context.ids + row.ids])).logits[0, -2].log_softmax(-1) for row in rows]
+        logits = [
+            model(torch.tensor([context.ids + row.ids])).logits[0, -2].log_softmax(-1)
+            for row in rows
+        ]
     expected = sum(-log_p[row.ids[-1]].item() for log_p, row in zip(logits, rows)) / 2
     hp = {"roles": "all", "projection": "none", "context_weight": 0.0}
     for kind in (TunedContext, TunedCache):
         batch = trainers._batch(rows, [0, 1], base.device)
-        assert kind(base, context, 0, hp).loss(batch, [0, 1]).item() == pytest.approx(expected, rel=1e-4)
+        assert kind(base, context, 0, hp).loss(batch, [0, 1]).item() == pytest.approx(
+            expected, rel=1e-4
+        )
         hidden = kind(base, context, 0, {**hp, "leave_one_out": True})
         hidden.loss(batch, [0, 1]).backward()
         assert all(torch.isfinite(weight.grad).all() for weight in hidden.weights)
@@ -286,12 +347,16 @@ def test_a_ct_kv_classifier_is_saved_and_loaded(tmp_path):
         ("cpt", {"roles": "inputs"}, "Unknown role 'inputs'. Did you mean 'input'"),
         ("cpt", {"projection": "tokenwise"}, "Unknown projection 'tokenwise'"),
         ("cpt", {"context_labels": "two"}, "Unknown context_labels 'two'"),
-        ("ct_kv", {"leave_one": True}, "Unknown hyper-parameter 'leave_one'. Did you mean 'leave_one_out'"),
+        (
+            "ct_kv",
+            {"leave_one": True},
+            "Unknown hyper-parameter 'leave_one'. Did you mean 'leave_one_out'",
+        ),
     ],
 )
 def test_wrong_names_are_explained(random_base, split, method, hp, message):
     with pytest.raises(MiniCPTError, match=message):
-        methods.fit(method, random_base, split, {**(HP if method == "cpt" else CT), **hp})
+        fit.fit(method, random_base, split, {**(HP if method == "cpt" else CT), **hp})
 
 
 def test_an_unknown_role_does_not_pass_as_part_of_a_list():
@@ -306,9 +371,12 @@ def test_every_variant_is_a_valid_cell_and_changes_what_it_is_compared_with():
     for model in ("micro", "some/hub-model"):
         known = ablations.variants(model)
         for name, v in known.items():
-            hp = methods.hyperparameters(v.method, model, v.hp)
+            hp = registry.hyperparameters(v.method, model, v.hp)
             other = known[v.against]
-            same = (v.method, hp) == (other.method, methods.hyperparameters(other.method, model, other.hp))
+            same = (v.method, hp) == (
+                other.method,
+                registry.hyperparameters(other.method, model, other.hp),
+            )
             assert name == "cpt" or not same or model != "micro", name
             assert v.meaning and v.against in known
     keys = {cells[0].key() for cells in ablations.grid((), ["trec"], [4], [0]).values()}
@@ -318,7 +386,7 @@ def test_every_variant_is_a_valid_cell_and_changes_what_it_is_compared_with():
 def test_variants_change_no_existing_cell():
     """The options live in overrides: nothing was added to what CPT, PT and the others are."""
     for method in ("cpt", "cpt_instr", "pt", "ipt", "lora", "cpt_paper_eps", "cpt_train_label"):
-        assert not OPTIONS.keys() & methods.hyperparameters(method).keys()
+        assert not OPTIONS.keys() & registry.hyperparameters(method).keys()
 
 
 def fake(name, seed, accuracy, dataset="trec", split="s"):
@@ -328,10 +396,14 @@ def fake(name, seed, accuracy, dataset="trec", split="s"):
 
 def test_compare_pairs_seeds_and_adjusts_for_many_comparisons():
     base, two = [0.5, 0.6, 0.4, 0.7], ("trec", "sst2")
-    results = {"cpt": [fake("cpt", s, a, d) for s, a in enumerate(base) for d in two],
-               "train_label": [fake("t", s, a + 0.1 + 0.001 * s, d) for s, a in enumerate(base) for d in two],
-               "icl": [fake("i", s, a + (-1) ** s * 0.1, d) for s, a in enumerate(base) for d in two],
-               "loo_train_label": [fake("l", s, a, d) for s, a in enumerate(base) for d in two]}  # fmt: skip
+    results = {
+        "cpt": [fake("cpt", s, a, d) for s, a in enumerate(base) for d in two],
+        "train_label": [
+            fake("t", s, a + 0.1 + 0.001 * s, d) for s, a in enumerate(base) for d in two
+        ],
+        "icl": [fake("i", s, a + (-1) ** s * 0.1, d) for s, a in enumerate(base) for d in two],
+        "loo_train_label": [fake("l", s, a, d) for s, a in enumerate(base) for d in two],
+    }
     table = ablations.compare(results).set_index("variant")
     assert list(table.index) == ["cpt", "icl", "train_label", "loo_train_label"]  # reading order
     row = table.loc["train_label"]
@@ -344,7 +416,10 @@ def test_compare_pairs_seeds_and_adjusts_for_many_comparisons():
     assert row.holm == pytest.approx(3 * row.p) and np.isnan(table.loc["cpt"].holm)
     lower, higher, lone, rest = ablations.reading(table.reset_index())
     assert (
-        "train_label (+10.1" in higher.replace("10.2", "10.1") and "none" in lower and "none" in lone and "icl" in rest
+        "train_label (+10.1" in higher.replace("10.2", "10.1")
+        and "none" in lower
+        and "none" in lone
+        and "icl" in rest
     )
     results["icl"][0] = fake("i", 0, 0.5, "trec", split="other")
     with pytest.raises(MiniCPTError, match="icl saw another split"):
@@ -352,9 +427,11 @@ def test_compare_pairs_seeds_and_adjusts_for_many_comparisons():
 
 
 def test_holm_by_hand():
-    adjusted = ablations.holm(pd.Series([0.04, 0.01, np.nan, 0.03]))
+    adjusted = statistics.holm(pd.Series([0.04, 0.01, np.nan, 0.03]))
     assert (
-        adjusted.round(6).tolist()[:2] == [0.06, 0.03] and np.isnan(adjusted[2]) and adjusted[3] == pytest.approx(0.06)
+        adjusted.round(6).tolist()[:2] == [0.06, 0.03]
+        and np.isnan(adjusted[2])
+        and adjusted[3] == pytest.approx(0.06)
     )
 
 
@@ -391,7 +468,10 @@ def test_copy_probe_by_hand(tiny):
     for result in results["icl"]:
         split = data.make_split(data.load_task("set_cls"), 4, result["config"]["seed"], 20)
         words = {word for text, _ in split.shots for word in text.split()}
-        hits = [max(range(4), key=row.__getitem__) == t for row, t in zip(result["log_scores"], result["truth"])]
+        hits = [
+            max(range(4), key=row.__getitem__) == t
+            for row, t in zip(result["log_scores"], result["truth"])
+        ]
         shares = [bool(words & set(text.split())) for text, _ in split.queries]
         expected["all"].append(np.mean(hits))
         for part, flag in (("shared", True), ("new", False)):
@@ -405,7 +485,9 @@ def test_copy_probe_by_hand(tiny):
     for part in ("all", "shared", "new"):
         assert probe.loc["icl", part] == pytest.approx(100 * np.mean(expected[part]))
     assert probe.loc["copy", "all"] == pytest.approx(100 * np.mean(expected["copy"]))
-    other_task = [{**r, "config": {**r["config"], "task_sha256": "another"}} for r in results["cpt"]]
+    other_task = [
+        {**r, "config": {**r["config"], "task_sha256": "another"}} for r in results["cpt"]
+    ]
     assert ablations.copy_probe({"cpt": other_task}).empty
     losses = ablations.twin_losses(results)
     assert set(losses) == {"twin visible", "twin hidden", "a query"}
@@ -419,20 +501,43 @@ def test_files_and_figure(tiny, tmp_path):
         p.stat().st_size for p in paths.values()
     )
     text = paths["ablations.md"].read_text()
-    assert "| leave-one-out | loo_train_label |" in text and "Copy probe" in text and "twin hidden" in text
+    assert (
+        "| leave-one-out | loo_train_label |" in text
+        and "Copy probe" in text
+        and "twin hidden" in text
+    )
     assert list(pd.read_csv(paths["ablations.csv"]).variant) == list(cells)
 
 
 @pytest.mark.slow
 def test_the_command_resumes_and_explains_wrong_names(tmp_path, monkeypatch, capsys):
     def command(*args):
-        return subprocess.run([sys.executable, "-m", "minicpt", "ablations", "--datasets", "trec", "--seeds", "2",
-                               "--n-test", "8", "--out", str(tmp_path), *args], capture_output=True, text=True,
-                              cwd=ROOT)  # fmt: skip
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "minicpt",
+                "ablations",
+                "--datasets",
+                "trec",
+                "--seeds",
+                "2",
+                "--n-test",
+                "8",
+                "--out",
+                str(tmp_path),
+                *args,
+            ],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
 
     first = command("--variants", "icl", "epsilon_3")
     assert first.returncode == 0, first.stderr
-    assert "6 cells, 0 already in" in first.stdout and "Not separable from plain CPT" in first.stdout
+    assert (
+        "6 cells, 0 already in" in first.stdout and "Not separable from plain CPT" in first.stdout
+    )
     more = command("--variants", "icl", "epsilon_3", "decay_none")
     assert "2 to compute" in more.stdout
     monkeypatch.setattr(sys, "argv", ["minicpt", "ablations", "--variants", "epsilon_2"])

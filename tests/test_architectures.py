@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from test_core import configs, contexts
 
 import minicpt
-from minicpt import masks
+from minicpt.core import masks
 
 V, D = 60, 16
-COMMON = dict(vocab_size=V, hidden_size=D, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-              num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0)  # fmt: skip
+COMMON = dict(
+    vocab_size=V,
+    hidden_size=D,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=64,
+    pad_token_id=0,
+)
 NEOX = {k: v for k, v in COMMON.items() if k not in ("num_key_value_heads", "head_dim")}
 GPT = dict(vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64)
 ARCHITECTURES = {
@@ -25,17 +34,27 @@ ARCHITECTURES = {
     "GPTJ": GPT | dict(rotary_dim=4),
     "GPTNeoX": NEOX,
     "Bloom": dict(vocab_size=V, hidden_size=D, n_layer=2, n_head=2),  # ALiBi
-    "OPT": dict(vocab_size=V, hidden_size=D, word_embed_proj_dim=D, ffn_dim=24, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=64),  # positions offset by 2
+    "OPT": dict(
+        vocab_size=V,
+        hidden_size=D,
+        word_embed_proj_dim=D,
+        ffn_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    ),  # positions offset by 2
     "Llama": COMMON,
     "Mistral": COMMON | dict(sliding_window=32),
     "Qwen2": {k: v for k, v in COMMON.items() if k != "head_dim"},
     "Qwen3": COMMON,
     "Gemma": COMMON,  # scaled embeddings
-    "Gemma2": COMMON | dict(final_logit_softcapping=2.0, attn_logit_softcapping=5.0, query_pre_attn_scalar=8),
+    "Gemma2": COMMON
+    | dict(final_logit_softcapping=2.0, attn_logit_softcapping=5.0, query_pre_attn_scalar=8),
     "Phi": NEOX | dict(partial_rotary_factor=0.5),
-    "Falcon": dict(vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, alibi=False),
-}  # fmt: skip
+    "Falcon": dict(
+        vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, alibi=False
+    ),
+}
 
 
 @functools.cache
@@ -51,14 +70,19 @@ def base(name):
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Position ids are not supported|is_gradient_checkpointing).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(Position ids are not supported|is_gradient_checkpointing).*"
+        )
         yield
 
 
 def batch_of(rows, T, padding, seed):
     """A batch with the last row padded by two; its labels -100 and its types 0 on the padding."""
     ids = torch.randint(1, V, (rows, T), generator=torch.Generator().manual_seed(seed))
-    types, mask = torch.tensor([[1, 2, 0, 3, 4, 4, 2, 0][:T]] * rows), torch.ones(rows, T, dtype=torch.long)
+    types, mask = (
+        torch.tensor([[1, 2, 0, 3, 4, 4, 2, 0][:T]] * rows),
+        torch.ones(rows, T, dtype=torch.long),
+    )
     if padding != "none":
         mask[-1, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
         shift = 2 if padding == "left" else 0
@@ -73,13 +97,20 @@ def prompts(name, kind, context):
     if kind == "cpt":
         both = configs(ids, types, opt_projection_epsilon=3.0, opt_projection_format_epsilon=2.0)
     else:
-        both = [lib.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5) for lib in (peft, minicpt)]
-    models = [lib.get_peft_model(copy.deepcopy(base(name)), c) for lib, c in zip((peft, minicpt), both)]
+        both = [
+            lib.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+            for lib in (peft, minicpt)
+        ]
+    models = [
+        lib.get_peft_model(copy.deepcopy(base(name)), c) for lib, c in zip((peft, minicpt), both)
+    ]
     weights = []
     for model in models:
         encoder = model.prompt_encoder.default
         weights.append((encoder.delta_embedding if kind == "cpt" else encoder.embedding).weight)
-        weights[-1].data = torch.randn(weights[-1].shape, generator=torch.Generator().manual_seed(1))
+        weights[-1].data = torch.randn(
+            weights[-1].shape, generator=torch.Generator().manual_seed(1)
+        )
     return models, weights
 
 
@@ -159,8 +190,14 @@ def test_equal_on_random_contexts(name, kind, context, rows, T, padding, seed):
 def test_generates_as_peft_does(name):
     batch = batch_of(2, 6, "left", seed=4)
     (theirs, ours), _ = prompts(name, "cpt", CONTEXT)
-    kwargs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=4,
-                  do_sample=False, pad_token_id=0, eos_token_id=None)  # fmt: skip
+    kwargs = dict(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=4,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
     assert torch.equal(ours.generate(**kwargs), theirs.generate(**kwargs))
 
 
@@ -172,9 +209,12 @@ def test_embeddings_narrower_than_the_hidden_size():
     theirs, ours = configs(*CONTEXT)
     with pytest.raises(RuntimeError):
         peft.get_peft_model(copy.deepcopy(model), theirs)(**copy.deepcopy(batch))
-    embeds = model.get_input_embeddings()(torch.cat((torch.tensor([CONTEXT[0]] * 2), batch["input_ids"]), dim=1))
+    embeds = model.get_input_embeddings()(
+        torch.cat((torch.tensor([CONTEXT[0]] * 2), batch["input_ids"]), dim=1)
+    )
     torch.testing.assert_close(
-        minicpt.get_peft_model(copy.deepcopy(model), ours)(**batch).logits, model(inputs_embeds=embeds).logits
+        minicpt.get_peft_model(copy.deepcopy(model), ours)(**batch).logits,
+        model(inputs_embeds=embeds).logits,
     )
 
 
@@ -184,15 +224,25 @@ def test_embeddings_narrower_than_the_hidden_size():
 @pytest.mark.parametrize("submodules", [1, 2])
 def test_prompt_tuning_of_t5(submodules, tmp_path):
     torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=V, d_model=D, d_ff=24, d_kv=8, num_layers=2, num_heads=2,
-                                   dropout_rate=0.0, decoder_start_token_id=0)  # fmt: skip
+    config = transformers.T5Config(
+        vocab_size=V,
+        d_model=D,
+        d_ff=24,
+        d_kv=8,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
     model = transformers.T5ForConditionalGeneration(config).eval()
     ids, labels = torch.randint(1, V, (2, 6)), torch.randint(1, V, (2, 3))
     mask, results = torch.ones_like(ids), []
     for lib in (peft, minicpt):
         torch.manual_seed(1)
         config = lib.PromptTuningConfig(
-            task_type=lib.TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4, num_transformer_submodules=submodules
+            task_type=lib.TaskType.SEQ_2_SEQ_LM,
+            num_virtual_tokens=4,
+            num_transformer_submodules=submodules,
         )
         tuned = lib.get_peft_model(copy.deepcopy(model), config)
         assert isinstance(tuned, lib.PeftModelForSeq2SeqLM) and isinstance(tuned, lib.PeftModel)
@@ -203,7 +253,9 @@ def test_prompt_tuning_of_t5(submodules, tmp_path):
         text = tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4)
         tuned.save_pretrained(tmp_path)
         again = lib.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
-        torch.testing.assert_close(again(input_ids=ids, attention_mask=mask, labels=labels).loss, output.loss)
+        torch.testing.assert_close(
+            again(input_ids=ids, attention_mask=mask, labels=labels).loss, output.loss
+        )
         results.append((output.logits, output.loss, weight.grad, text))
     for theirs, ours in zip(*results):
         torch.testing.assert_close(theirs, ours)
@@ -213,19 +265,34 @@ def test_prompt_tuning_of_t5(submodules, tmp_path):
 def test_prompt_tuning_of_classifiers(task):
     kind = "SequenceClassification" if task == "SEQ_CLS" else "TokenClassification"
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=V, hidden_size=D, intermediate_size=24, num_hidden_layers=2,
-                                     num_attention_heads=2, hidden_dropout_prob=0.0, num_labels=3)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=V,
+        hidden_size=D,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_dropout_prob=0.0,
+        num_labels=3,
+    )
     model = getattr(transformers, f"BertFor{kind}")(config).eval()
     ids, results = torch.randint(1, V, (2, 6)), []
     # a class per text, or per token; the prompt's tokens get none, which PEFT leaves to the caller
-    labels = torch.tensor([0, 2]) if task == "SEQ_CLS" else torch.tensor([[-100] * 4 + [0, 1, 2] * 2] * 2)
+    labels = (
+        torch.tensor([0, 2])
+        if task == "SEQ_CLS"
+        else torch.tensor([[-100] * 4 + [0, 1, 2] * 2] * 2)
+    )
     for lib in (peft, minicpt):
         torch.manual_seed(1)
         config = lib.PromptTuningConfig(task_type=task, num_virtual_tokens=4)
         tuned = lib.get_peft_model(copy.deepcopy(model), config)
-        assert isinstance(tuned, getattr(lib, f"PeftModelFor{kind}")) and isinstance(tuned, lib.PeftModel)
+        assert isinstance(tuned, getattr(lib, f"PeftModelFor{kind}")) and isinstance(
+            tuned, lib.PeftModel
+        )
         output = tuned(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
         output.loss.backward()
-        results.append((output.logits, output.loss, tuned.prompt_encoder.default.embedding.weight.grad))
+        results.append(
+            (output.logits, output.loss, tuned.prompt_encoder.default.embedding.weight.grad)
+        )
     for theirs, ours in zip(*results):
         torch.testing.assert_close(theirs, ours)

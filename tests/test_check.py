@@ -53,7 +53,11 @@ def test_derived_notebooks_are_fresh(tmp_path):
 
 
 def test_every_lesson_has_exercises():
-    without = {"00_start_here", "11_reproduce_tables", "run_cell"}  # the tour, the report, the report of one cell
+    without = {
+        "00_start_here",
+        "11_reproduce_tables",
+        "run_cell",
+    }  # the tour, the report, the report of one cell
     assert {p.stem for p in builder.MASTERS} - {p.stem for p in WITH_EXERCISES} == without
     assert sum(len(found(p)) for p in WITH_EXERCISES) >= 18
 
@@ -64,14 +68,21 @@ def test_exercises_are_in_form(path):
         number = f"{path.stem[:2]}.{k}"
         assert task.source.startswith(f"### Exercise {number}: ")
         assert getattr(check, name_of(test)).exercise == number
-        assert task.source.count("<details><summary>Hint</summary>") == task.source.count("</details>") == 1
+        assert (
+            task.source.count("<details><summary>Hint</summary>")
+            == task.source.count("</details>")
+            == 1
+        )
         assert "*Expected figure:*" in task.source
 
 
 def test_teaching_lists_the_notebooks_as_they_are():
     """If this fails: python data_scripts/build_notebooks.py --exercises"""
     text = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
-    assert builder.TABLE.search(text)[0].split("-->\n")[1].removesuffix("<!-- /contents -->") == builder.contents()
+    assert (
+        builder.TABLE.search(text)[0].split("-->\n")[1].removesuffix("<!-- /contents -->")
+        == builder.contents()
+    )
 
 
 def test_a_badge_only_where_the_address_is_set(tmp_path, monkeypatch):
@@ -87,7 +98,10 @@ def test_a_badge_only_where_the_address_is_set(tmp_path, monkeypatch):
     for repository in (None, "a/b"):
         monkeypatch.setattr(builder, "github", lambda: repository)
         note = builder.derive(tmp_path / "01_one.ipynb", "exercises").cells[1].source
-        assert ("colab.research.google.com/github/a/b/blob/main/notebooks/exercises/01_one.ipynb" in note) == bool(repository)
+        assert (
+            "colab.research.google.com/github/a/b/blob/main/notebooks/exercises/01_one.ipynb"
+            in note
+        ) == bool(repository)
 
 
 def master(*cells):
@@ -98,8 +112,15 @@ def cell(source, *tags, kind=nbformat.v4.new_code_cell):
     return kind(source, metadata={"tags": list(tags)})
 
 
-TASK = cell("### Exercise 01.1: one\n\nDifficulty 3 of 5 · 5 minutes", "exercise", kind=nbformat.v4.new_markdown_cell)
-SOLUTION = cell('import torch\n\ndef f(x):\n    """Give x.\n\n    (P,)"""\n    # as it is\n    return x', "solution")
+TASK = cell(
+    "### Exercise 01.1: one\n\nDifficulty 3 of 5 · 5 minutes",
+    "exercise",
+    kind=nbformat.v4.new_markdown_cell,
+)
+SOLUTION = cell(
+    'import torch\n\ndef f(x):\n    """Give x.\n\n    (P,)"""\n    # as it is\n    return x',
+    "solution",
+)
 CHECK = cell("check.f(f)", "check")
 
 
@@ -111,7 +132,11 @@ def test_builder_refuses_what_is_no_exercise():
     with pytest.raises(ValueError, match="Difficulty"):
         untitled = cell("### Exercise", "exercise", kind=nbformat.v4.new_markdown_cell)
         builder.exercises(master(untitled, SOLUTION, CHECK))
-    for source in ("def f(x):\n    return x", 'x = 1\ndef f(x):\n    """Give x."""\n    return x', '"""Give x."""'):
+    for source in (
+        "def f(x):\n    return x",
+        'x = 1\ndef f(x):\n    """Give x."""\n    return x',
+        '"""Give x."""',
+    ):
         with pytest.raises(ValueError, match="one function with a docstring"):
             builder.parts(cell(source, "solution"))
 
@@ -127,7 +152,9 @@ def test_stub_keeps_imports_signature_and_docstring(tmp_path):
 def test_nbgrader_export(tmp_path):
     """nbgrader's format, version 3: what `nbgrader generate_assignment` reads. Its layout: source/assignment/notebook."""
     written = builder.write_nbgrader(tmp_path)
-    assert [p.relative_to(tmp_path) for p in written] == [Path("source") / p.stem / p.name for p in WITH_EXERCISES]
+    assert [p.relative_to(tmp_path) for p in written] == [
+        Path("source") / p.stem / p.name for p in WITH_EXERCISES
+    ]
     for path, source in zip(written, WITH_EXERCISES):
         book = nbformat.read(path, as_version=4)
         nbformat.validate(book)
@@ -135,12 +162,17 @@ def test_nbgrader_export(tmp_path):
         ids = [c.metadata.nbgrader.grade_id for c in marked]
         assert len(marked) == 2 * len(found(source)) and len(set(ids)) == len(ids)
         for solution, test, (task, original, _) in zip(marked[::2], marked[1::2], found(source)):
-            flags = [{k: c.metadata.nbgrader[k] for k in ("grade", "solution", "locked")} for c in (solution, test)]
+            flags = [
+                {k: c.metadata.nbgrader[k] for k in ("grade", "solution", "locked")}
+                for c in (solution, test)
+            ]
             assert flags == [
                 {"grade": False, "solution": True, "locked": False},
                 {"grade": True, "solution": False, "locked": True},
             ]
-            assert test.metadata.nbgrader.points == int(re.search(r"Difficulty (\d)", task.source)[1])
+            assert test.metadata.nbgrader.points == int(
+                re.search(r"Difficulty (\d)", task.source)[1]
+            )
             assert all(c.metadata.nbgrader.schema_version == 3 for c in (solution, test))
             # the markers enclose the body and nothing else: without them and with what they enclose, it is the solution
             lines = solution.source.splitlines()
@@ -173,7 +205,9 @@ def setup_of(path):
 def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
     """All notebooks in one shell: a solution needs its notebook's first code cell and nothing else."""
     run(shell, setup_of(path))
-    stubs = [c for c in builder.derive(path, "exercises").cells if "stub" in c.metadata.get("tags", [])]
+    stubs = [
+        c for c in builder.derive(path, "exercises").cells if "stub" in c.metadata.get("tags", [])
+    ]
     for (task, solution, test), stub in zip(found(path), stubs, strict=True):
         run(shell, stub)
         with pytest.raises(check.NotYet, match="not done yet"):
@@ -200,11 +234,17 @@ def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
 
 
 def test_every_checker_has_its_wrong_answers():
-    assert sorted(WRONG) == CHECKERS == sorted(name_of(test) for path in WITH_EXERCISES for _, _, test in found(path))
+    assert (
+        sorted(WRONG)
+        == CHECKERS
+        == sorted(name_of(test) for path in WITH_EXERCISES for _, _, test in found(path))
+    )
     assert all(len(answers) >= 3 for answers in WRONG.values())
 
 
-@pytest.mark.parametrize("name, wrong, words", [(name, *answer) for name in WRONG for answer in WRONG[name]])
+@pytest.mark.parametrize(
+    "name, wrong, words", [(name, *answer) for name in WRONG for answer in WRONG[name]]
+)
 def test_wrong_answers_are_named(name, wrong, words):
     for _ in range(3):  # the input is fresh every time: no lucky one
         with pytest.raises(check.NotYet) as caught:

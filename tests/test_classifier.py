@@ -13,10 +13,11 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from minicpt import FewShotClassifier, MiniCPTError, classifier, data
-from minicpt.masks import Template
-from minicpt.methods import METHODS
-from minicpt.train import TrainingDiverged
+from minicpt import FewShotClassifier, MiniCPTError, data
+from minicpt.core.templates import Template
+from minicpt.core.train import TrainingDiverged
+from minicpt.methods import classifier
+from minicpt.methods.registry import METHODS
 
 HP = {"epochs": 2, "lr": 0.02}  # mechanics only
 TRAINED = ["cpt", "pt", "ipt", "lora"]
@@ -31,7 +32,9 @@ def rows():
 
 
 def small(method="cpt", **kwargs):
-    return FewShotClassifier(method, **{"shots": 4, "hp": HP if METHODS[method].trains else None, **kwargs})
+    return FewShotClassifier(
+        method, **{"shots": 4, "hp": HP if METHODS[method].trains else None, **kwargs}
+    )
 
 
 # ---- what it is for -------------------------------------------------------------------------------------------------
@@ -50,7 +53,9 @@ def test_better_than_chance(name, method, shots):
 def test_every_method_fits_and_gives_probabilities(rows, method):
     texts, labels, X, y = rows
     for calibrated in (False, True):
-        fitted = small(method, instruction="name the kind of things.", calibrated=calibrated).fit(texts, labels)
+        fitted = small(method, instruction="name the kind of things.", calibrated=calibrated).fit(
+            texts, labels
+        )
         p = fitted.predict_proba(X)
         assert p.shape == (40, 4) and (p >= 0).all()
         np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
@@ -62,18 +67,24 @@ def test_every_method_fits_and_gives_probabilities(rows, method):
 
 def test_it_is_methods_fit_with_the_rest_as_extra_rows(rows):
     """The same shots, seed and rows through `fit` by hand give the same probabilities."""
-    from minicpt.methods import fit
+    from minicpt.methods.fit import fit
 
     texts, labels, X, _ = rows
     ours = small(random_state=3).fit(texts, labels)
     pairs, words = list(zip(texts, labels)), sorted(set(labels))
     assert ours.shots_ == data.sample_shots(labels, 4, 3)
-    split = data.Split("", [pairs[i] for i in ours.shots_], [], {w: w for w in words}, Template(), "", 3)
+    split = data.Split(
+        "", [pairs[i] for i in ours.shots_], [], {w: w for w in words}, Template(), "", 3
+    )
     rest = [pair for i, pair in enumerate(pairs) if i not in ours.shots_]
-    by_hand = fit("cpt", classifier._shared_base("micro"), split, {**HP, "batch_size": 16}, extra=rest)
+    by_hand = fit(
+        "cpt", classifier._shared_base("micro"), split, {**HP, "batch_size": 16}, extra=rest
+    )
     assert len(by_hand.history) == 2 * 2  # 2 epochs of 20 rows in batches of 16
     assert by_hand.history == ours.predictor_.history
-    np.testing.assert_allclose(ours.predict_proba(X), by_hand.scores(X)[0].double().softmax(-1), atol=1e-6)
+    np.testing.assert_allclose(
+        ours.predict_proba(X), by_hand.scores(X)[0].double().softmax(-1), atol=1e-6
+    )
     alone = fit("cpt", classifier._shared_base("micro"), split, {**HP, "batch_size": 16})
     assert len(alone.history) == 2 and alone.history != by_hand.history  # the rest does train
 
@@ -97,13 +108,17 @@ def test_how_many_shots_nobody_asked_for(rows):
     assert chosen(texts, [f"kind {i % 10}" for i in range(20)])[1] == 10  # one a class
     fitted, k = chosen(texts, labels, max_length=90)
     assert 4 <= k < 8  # as many as fit: one more would not
-    length = [len(e) for e in classifier.encode(base.tokenizer, Template(), list(zip(texts, labels)))]
+    length = [
+        len(e) for e in classifier.encode(base.tokenizer, Template(), list(zip(texts, labels)))
+    ]
     rest = max(length) + max(map(len, fitted.predictor_.candidates))
     assert fitted.predictor_.prefix.shape[1] + rest <= 90
     assert sum(length[i] for i in data.sample_shots(labels, k + 1, 0)) + rest > 90
     with pytest.warns(UserWarning, match="were cut to"):
         FewShotClassifier("icl", max_length=60).fit([t + " banana" * 30 for t in texts], labels)
-    assert chosen([t + " banana" * 30 for t in texts], labels, max_length=60, cut=True)[1] == 4  # not below one a class
+    assert (
+        chosen([t + " banana" * 30 for t in texts], labels, max_length=60, cut=True)[1] == 4
+    )  # not below one a class
 
 
 def test_shots_asked_for(rows):
@@ -161,7 +176,10 @@ def test_labels_of_any_hashable_type(rows, kind, given, tmp_path):
         return
     fitted.save(tmp_path)
     loaded = FewShotClassifier.load(tmp_path)
-    assert loaded.classes_.dtype == fitted.classes_.dtype and loaded.classes_.tolist() == fitted.classes_.tolist()
+    assert (
+        loaded.classes_.dtype == fitted.classes_.dtype
+        and loaded.classes_.tolist() == fitted.classes_.tolist()
+    )
     assert [*map(type, loaded.classes_.tolist())] == [*map(type, fitted.classes_.tolist())]
     assert loaded.predict(X).tolist() == predicted.tolist() and loaded.verbalizers == verbalizers
 
@@ -171,10 +189,17 @@ def test_bools_arrays_and_series(rows):
     is_tool = [label == "tool" for label in labels]
     expected = small("icl").fit(texts, is_tool).predict(X)
     assert expected.dtype == bool
-    for T, L in [(np.array(texts), np.array(is_tool)), (pd.Series(texts, index=range(5, 25)), pd.Series(is_tool)),
-                 (tuple(texts), tuple(is_tool)), (np.array(texts, object), np.array(is_tool, object))]:  # fmt: skip
+    for T, L in [
+        (np.array(texts), np.array(is_tool)),
+        (pd.Series(texts, index=range(5, 25)), pd.Series(is_tool)),
+        (tuple(texts), tuple(is_tool)),
+        (np.array(texts, object), np.array(is_tool, object)),
+    ]:
         fitted = small("icl").fit(T, L)
-        assert fitted.classes_.tolist() == [False, True] and (fitted.predict(np.array(X)) == expected).all()
+        assert (
+            fitted.classes_.tolist() == [False, True]
+            and (fitted.predict(np.array(X)) == expected).all()
+        )
 
 
 def test_words_that_cannot_tell_the_labels_apart(rows):
@@ -189,7 +214,9 @@ def test_words_that_cannot_tell_the_labels_apart(rows):
             small("icl", verbalizers=verbalizers).fit(texts, two)
     with pytest.raises(MiniCPTError, match="labels .* and .* share the word '1'"):
         small("icl").fit(texts, [1, "1"] * 10)
-    with pytest.raises(MiniCPTError, match="same tokens"):  # "first" sees the space before a digit alone
+    with pytest.raises(
+        MiniCPTError, match="same tokens"
+    ):  # "first" sees the space before a digit alone
         small("icl", label_score="first").fit(texts, [0, 1] * 10)
     small("icl").fit(texts, [0, 1] * 10)
 
@@ -198,8 +225,12 @@ def test_words_that_cannot_tell_the_labels_apart(rows):
 
 
 def test_unfitted(rows, tmp_path):
-    for call in (lambda c: c.predict(["a"]), lambda c: c.predict_proba(["a"]), lambda c: c.score(["a"], ["b"]),
-                 lambda c: c.save(tmp_path)):  # fmt: skip
+    for call in (
+        lambda c: c.predict(["a"]),
+        lambda c: c.predict_proba(["a"]),
+        lambda c: c.score(["a"], ["b"]),
+        lambda c: c.save(tmp_path),
+    ):
         with pytest.raises(NotFittedError):
             call(FewShotClassifier())
     assert is_classifier(FewShotClassifier())
@@ -208,11 +239,23 @@ def test_unfitted(rows, tmp_path):
 def test_parameters_are_kept_as_given_and_fitting_changes_none(rows):
     texts, labels, *_ = rows
     given = dict(
-        method="cpt", model="micro", shots=4, template=Template("text: {}"), verbalizers={w: w for w in WORDS},
-        instruction="", hp=dict(HP), label_score="sum", calibrated=True, max_length=300, random_state=1,
-    )  # fmt: skip
+        method="cpt",
+        model="micro",
+        shots=4,
+        template=Template("text: {}"),
+        verbalizers={w: w for w in WORDS},
+        instruction="",
+        hp=dict(HP),
+        label_score="sum",
+        calibrated=True,
+        max_length=300,
+        random_state=1,
+    )
     estimator = FewShotClassifier(**given)
-    assert all(value is given[name] for name, value in estimator.get_params().items()) and len(given) == 11
+    assert (
+        all(value is given[name] for name, value in estimator.get_params().items())
+        and len(given) == 11
+    )
     copies = {name: pickle.dumps(value) for name, value in given.items()}
     inputs = pickle.dumps((texts, labels))
     assert estimator.fit(texts, labels) is estimator
@@ -227,30 +270,35 @@ def test_clone_and_set_params(rows):
     copy = clone(fitted)
     assert copy.get_params() == fitted.get_params() and not hasattr(copy, "predictor_")
     assert (copy.fit(texts, labels).predict_proba(X) == fitted.predict_proba(X)).all()
-    assert copy.set_params(method="icl", shots=6) is copy and len(copy.fit(texts, labels).shots_) == 6
+    assert (
+        copy.set_params(method="icl", shots=6) is copy and len(copy.fit(texts, labels).shots_) == 6
+    )
     with pytest.raises(ValueError, match="Invalid parameter"):
         copy.set_params(shot=2)
     assert "method='icl'" in repr(copy)
 
 
-@pytest.mark.parametrize("texts, labels, message", [
-    ([], [], "texts .* at least one"),
-    (["a", "b"], ["x"], "2 texts and 1 labels"),
-    (["a", 3], ["x", "y"], "Text 1 is no string but 3"),
-    (["a", None], ["x", "y"], "Text 1 is no string but None"),
-    (["a", " "], ["x", "y"], "Text 1 is empty"),
-    (["a", "b"], ["x", "x"], "All labels are 'x'; a classifier needs at least two classes"),
-    ([["a"], ["b"]], ["x", "y"], "Text 0 is no string but ..a"),
-    (np.array([["a"], ["b"]]), ["x", "y"], r"one-dimensional list .* \(2, 1\)"),
-    (pd.DataFrame({"text": ["a", "b"]}), ["x", "y"], "one-dimensional list"),
-    (["a", "b"], np.array([["x"], ["y"]]), "labels must be a one-dimensional"),
-    ("a text", ["x"], "one-dimensional list"),
-    (None, ["x"], "one-dimensional list"),
-    (["a", "b"], None, "labels must be a one-dimensional"),
-    (["a", "b"], ["x", None], "Label 1 is None"),
-    (["a", "b"], [1.0, float("nan")], "Label 1 is nan"),
-    (["a", "b"], [["x"], ["y"]], "Label 0 is .* hashable"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "texts, labels, message",
+    [
+        ([], [], "texts .* at least one"),
+        (["a", "b"], ["x"], "2 texts and 1 labels"),
+        (["a", 3], ["x", "y"], "Text 1 is no string but 3"),
+        (["a", None], ["x", "y"], "Text 1 is no string but None"),
+        (["a", " "], ["x", "y"], "Text 1 is empty"),
+        (["a", "b"], ["x", "x"], "All labels are 'x'; a classifier needs at least two classes"),
+        ([["a"], ["b"]], ["x", "y"], "Text 0 is no string but ..a"),
+        (np.array([["a"], ["b"]]), ["x", "y"], r"one-dimensional list .* \(2, 1\)"),
+        (pd.DataFrame({"text": ["a", "b"]}), ["x", "y"], "one-dimensional list"),
+        (["a", "b"], np.array([["x"], ["y"]]), "labels must be a one-dimensional"),
+        ("a text", ["x"], "one-dimensional list"),
+        (None, ["x"], "one-dimensional list"),
+        (["a", "b"], None, "labels must be a one-dimensional"),
+        (["a", "b"], ["x", None], "Label 1 is None"),
+        (["a", "b"], [1.0, float("nan")], "Label 1 is nan"),
+        (["a", "b"], [["x"], ["y"]], "Label 0 is .* hashable"),
+    ],
+)
 def test_bad_rows(texts, labels, message):
     with pytest.raises(MiniCPTError, match=message):
         small("icl", shots=1).fit(texts, labels)
@@ -267,16 +315,19 @@ def test_bad_rows_to_predict(rows):
     assert fitted.predict([""]).shape == (1,)  # a query may be empty
 
 
-@pytest.mark.parametrize("params, message", [
-    ({"method": "ctp"}, "Unknown method 'ctp'. Did you mean 'cpt'"),
-    ({"model": "./no_such_folder"}, "no model folder"),
-    ({"label_score": "men"}, "Did you mean 'mean'"),
-    ({"template": "text: {}"}, "template must be a Template"),
-    ({"hp": {"epoch": 3}}, "Unknown hyper-parameter 'epoch'. Did you mean 'epochs'"),
-    ({"method": "cpt_instr"}, 'cpt_instr needs instruction="..."'),
-    ({"max_length": 0}, "max_length must be None or a whole number"),
-    ({"max_length": 5}, "does not fit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"method": "ctp"}, "Unknown method 'ctp'. Did you mean 'cpt'"),
+        ({"model": "./no_such_folder"}, "no model folder"),
+        ({"label_score": "men"}, "Did you mean 'mean'"),
+        ({"template": "text: {}"}, "template must be a Template"),
+        ({"hp": {"epoch": 3}}, "Unknown hyper-parameter 'epoch'. Did you mean 'epochs'"),
+        ({"method": "cpt_instr"}, 'cpt_instr needs instruction="..."'),
+        ({"max_length": 0}, "max_length must be None or a whole number"),
+        ({"max_length": 5}, "does not fit"),
+    ],
+)
 def test_bad_parameters(rows, params, message):
     with pytest.raises(MiniCPTError, match=message):
         FewShotClassifier(**params).fit(*rows[:2])
@@ -286,7 +337,9 @@ def test_bad_parameters(rows, params, message):
 def test_reproducible_and_the_global_random_state_is_left_alone(rows, method):
     texts, labels, X, _ = rows
     before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    first, second, other = (small(method, random_state=s).fit(texts, labels).predict_proba(X) for s in (5, 5, 6))
+    first, second, other = (
+        small(method, random_state=s).fit(texts, labels).predict_proba(X) for s in (5, 5, 6)
+    )
     assert (first == second).all() and not (first == other).all()
     assert torch.equal(before, torch.random.get_rng_state())
     assert (numpy_before == np.random.get_state()[1]).all()
@@ -309,24 +362,37 @@ def test_a_failed_fit_leaves_the_old_one(rows, monkeypatch):
 
 def test_pipeline_and_grid_search(rows):
     texts, labels, X, y = rows
-    steps = [("lower", FunctionTransformer(lambda X: [x.lower() for x in X])), ("few", small("icl"))]
+    steps = [
+        ("lower", FunctionTransformer(lambda X: [x.lower() for x in X])),
+        ("few", small("icl")),
+    ]
     pipeline = Pipeline(steps).fit([t.upper() for t in texts], labels)
     assert (pipeline.predict(X) == small("icl").fit(texts, labels).predict(X)).all()
-    search = GridSearchCV(pipeline, {"few__shots": [2, 4], "few__method": ["icl", "zero"]}, cv=2).fit(texts, labels)
+    search = GridSearchCV(
+        pipeline, {"few__shots": [2, 4], "few__method": ["icl", "zero"]}, cv=2
+    ).fit(texts, labels)
     assert not np.isnan(search.cv_results_["mean_test_score"]).any() and search.score(X, y) >= 0
-    verbalizers = {(w, 0): w for w in WORDS}  # tuples: the cross-validation must not look at the labels
-    scores = cross_val_score(small("icl", verbalizers=verbalizers), texts, [(w, 0) for w in labels], cv=KFold(2))
+    verbalizers = {
+        (w, 0): w for w in WORDS
+    }  # tuples: the cross-validation must not look at the labels
+    scores = cross_val_score(
+        small("icl", verbalizers=verbalizers), texts, [(w, 0) for w in labels], cv=KFold(2)
+    )
     assert (scores > 0).all()
 
 
 @pytest.mark.slow
 def test_two_processes(rows):
     texts, labels, X, _ = rows
-    fitted = small("lora").fit(texts, labels)  # scikit-learn's scorer carries it along, fitted as it is
+    fitted = small("lora").fit(
+        texts, labels
+    )  # scikit-learn's scorer carries it along, fitted as it is
     args = dict(X=texts, y=labels, cv=2, error_score="raise", return_estimator=True)
     one, two = (cross_validate(fitted, **args, n_jobs=n) for n in (1, 2))
     assert (one["test_score"] == two["test_score"]).all()
-    for here, there in zip(one["estimator"], two["estimator"]):  # back from the other process, fitted
+    for here, there in zip(
+        one["estimator"], two["estimator"]
+    ):  # back from the other process, fitted
         np.testing.assert_allclose(here.predict_proba(X), there.predict_proba(X), atol=1e-6)
     assert len(cross_val_score(small("icl"), texts, labels, cv=2, n_jobs=2)) == 2  # unfitted
     with pytest.raises(MiniCPTError, match="not pickled"):
@@ -348,7 +414,9 @@ def test_fitted_classifiers_do_not_disturb_each_other(rows):
         assert (one.predict_proba(X) == p).all()
     assert classifier._shared_base("micro") is base and not base.model.training
     after = base.model.state_dict()
-    assert weights.keys() == after.keys() and all(torch.equal(weights[k], after[k]) for k in weights)
+    assert weights.keys() == after.keys() and all(
+        torch.equal(weights[k], after[k]) for k in weights
+    )
     assert not any(p.requires_grad for p in base.model.parameters())
     assert (clone(fitted[3]).fit(texts, labels).predict_proba(X) == expected[3]).all()
 
@@ -359,7 +427,9 @@ def test_fitted_classifiers_do_not_disturb_each_other(rows):
 @pytest.mark.parametrize("method", ["zero", "icl", *TRAINED])
 def test_save_and_load(rows, method, tmp_path):
     texts, labels, X, _ = rows
-    fitted = small(method, calibrated=True, template=Template("text: {}"), max_length=np.int64(200)).fit(texts, labels)
+    fitted = small(
+        method, calibrated=True, template=Template("text: {}"), max_length=np.int64(200)
+    ).fit(texts, labels)
     fitted.save(tmp_path / "new" / "folder")
     state = torch.random.get_rng_state()
     loaded = FewShotClassifier.load(tmp_path / "new" / "folder")

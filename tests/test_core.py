@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicpt
-from minicpt import loss, masks, projection
+from minicpt.core import loss, masks, projection
 from minicpt.errors import MiniCPTError
 
 SETTINGS = settings(max_examples=40, deadline=None)
@@ -29,8 +29,15 @@ def contexts(draw, max_shots=4, vocabulary=60):
 
 def configs(ids, types, ours=None, **kwargs):
     """The same CPT configuration for PEFT and for us, who may get fields that PEFT does not know."""
-    kwargs = dict(task_type="CAUSAL_LM", cpt_token_ids=ids, cpt_mask=[1] * len(ids), cpt_tokens_type_mask=types,
-                  opt_weighted_loss_type="decay", opt_loss_decay_factor=0.9, **kwargs)  # fmt: skip
+    kwargs = dict(
+        task_type="CAUSAL_LM",
+        cpt_token_ids=ids,
+        cpt_mask=[1] * len(ids),
+        cpt_tokens_type_mask=types,
+        opt_weighted_loss_type="decay",
+        opt_loss_decay_factor=0.9,
+        **kwargs,
+    )
     return peft.CPTConfig(**kwargs), minicpt.CPTConfig(**kwargs, **(ours or {}))
 
 
@@ -38,7 +45,12 @@ def query(n_rows=2, T=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 60, (n_rows, T), generator=generator)
     types = torch.tensor([[1, 2, 2, 0, 3, 4, 4][:T]] * n_rows)
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids.clone(), input_type_mask=types)
+    return dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=ids.clone(),
+        input_type_mask=types,
+    )
 
 
 def both(gpt2, ids, types, **kwargs):
@@ -74,7 +86,9 @@ def test_shift_types_leaves_its_argument_alone_and_refuses_shifted_roles():
 @given(contexts(), st.floats(0, 5), st.floats(0, 5), st.integers(0, 10**6))
 def test_epsilon_and_projection_equal_peft(context, eps_input, eps_format, seed):
     ids, types = context
-    theirs, ours = configs(ids, types, opt_projection_epsilon=eps_input, opt_projection_format_epsilon=eps_format)
+    theirs, ours = configs(
+        ids, types, opt_projection_epsilon=eps_input, opt_projection_format_epsilon=eps_format
+    )
     embedding = torch.nn.Embedding(60, 16)
     for config in (theirs, ours):
         config.token_dim = 16
@@ -104,10 +118,14 @@ def test_projection_is_the_nearest_point_of_the_ball(seed, radius):
 
 def test_epsilon_in_units_of_the_mean_embedding_norm():
     embedding = torch.nn.Embedding(60, 16)
-    _, config = configs([1, 2, 3, 4], [1, 2, 3, 4], dict(opt_epsilon_unit="mean_norm"), opt_projection_epsilon=0.5)
+    _, config = configs(
+        [1, 2, 3, 4], [1, 2, 3, 4], dict(opt_epsilon_unit="mean_norm"), opt_projection_epsilon=0.5
+    )
     config.token_dim = 16
     epsilon = minicpt.CPTEmbedding(config, embedding).get_epsilon()
-    assert epsilon[1].item() == pytest.approx(0.5 * embedding.weight.norm(dim=1).mean().item(), rel=1e-5)
+    assert epsilon[1].item() == pytest.approx(
+        0.5 * embedding.weight.norm(dim=1).mean().item(), rel=1e-5
+    )
 
 
 # ---- loss -----------------------------------------------------------------------------------------------------------
@@ -122,9 +140,13 @@ def test_mean_loss_and_gradient_equal_peft(rows, decay, seed):
     labels = torch.where(masks.is_label(types), labels, -100)
     if not (labels[:, 1:] != -100).any():
         return
-    logits = torch.randn(len(rows), S, 60, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    logits = torch.randn(
+        len(rows), S, 60, generator=torch.Generator().manual_seed(seed), requires_grad=True
+    )
     config = pytypes.SimpleNamespace(opt_weighted_loss_type="decay", opt_loss_decay_factor=decay)
-    output = peft.tuners.cpt.CPTEmbedding.calculate_loss(pytypes.SimpleNamespace(logits=logits), labels, types, config)
+    output = peft.tuners.cpt.CPTEmbedding.calculate_loss(
+        pytypes.SimpleNamespace(logits=logits), labels, types, config
+    )
     (expected_grad,) = torch.autograd.grad(output.loss, logits)
     ours = loss.label_loss(logits, labels, types, decay)
     torch.testing.assert_close(ours, output.loss)
@@ -157,8 +179,13 @@ def test_sum_loss_is_the_papers_formula_term_by_term(context, decay, context_wei
 @pytest.mark.parametrize("submodules", [1, 2])
 def test_prompt_embedding_equals_peft(init, submodules):
     embedding = torch.nn.Embedding(60, 16)
-    kwargs = dict(task_type="CAUSAL_LM", num_virtual_tokens=5, prompt_tuning_init=init, token_dim=16,
-                  num_transformer_submodules=submodules)  # fmt: skip
+    kwargs = dict(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        prompt_tuning_init=init,
+        token_dim=16,
+        num_transformer_submodules=submodules,
+    )
     modules = []
     for library in (peft, minicpt):
         torch.manual_seed(3)
@@ -171,15 +198,24 @@ def test_prompt_embedding_equals_peft(init, submodules):
 def test_prompt_embedding_text_equals_peft_with_t5s_shared_embedding():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from minicpt.base_models import MICRO
+    from minicpt.engine.base_models import MICRO
 
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=2000, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
     )
-    kwargs = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=6, prompt_tuning_init="TEXT", token_dim=16,
-                  num_transformer_submodules=2, tokenizer_name_or_path=str(MICRO),
-                  prompt_tuning_init_text="the movie was good")  # fmt: skip
-    a, b = (lib.PromptEmbedding(lib.PromptTuningConfig(**kwargs), model.shared) for lib in (peft, minicpt))
+    kwargs = dict(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=6,
+        prompt_tuning_init="TEXT",
+        token_dim=16,
+        num_transformer_submodules=2,
+        tokenizer_name_or_path=str(MICRO),
+        prompt_tuning_init_text="the movie was good",
+    )
+    a, b = (
+        lib.PromptEmbedding(lib.PromptTuningConfig(**kwargs), model.shared)
+        for lib in (peft, minicpt)
+    )
     torch.testing.assert_close(a.embedding.weight, b.embedding.weight)
 
 
@@ -250,18 +286,24 @@ def test_cpt_mask_zeros_hide_tokens(gpt2):
         _, config = configs([5, hidden_id, 7, 8], [1, 2, 3, 4])
         config.cpt_mask = [1, 0, 1, 1]
         model = minicpt.get_peft_model(copy.deepcopy(gpt2), config)
-        logits.append([model(**query()).logits[:, 4:], model(input_ids=query()["input_ids"]).logits[:, 4:]])
+        logits.append(
+            [model(**query()).logits[:, 4:], model(input_ids=query()["input_ids"]).logits[:, 4:]]
+        )
     torch.testing.assert_close(logits[0], logits[1])
     theirs = peft.get_peft_model(copy.deepcopy(gpt2), configs([5, 21, 7, 8], [1, 2, 3, 4])[0])
     assert not torch.allclose(theirs(**query()).logits[:, 4:], logits[1][0])
 
 
 def test_saved_by_us_loads_in_peft_with_equal_logits(gpt2, tmp_path):
-    _, config = configs([5, 6, 7, 8], [1, 2, 3, 4], dict(opt_loss_reduction="sum"), opt_projection_epsilon=3.0)
+    _, config = configs(
+        [5, 6, 7, 8], [1, 2, 3, 4], dict(opt_loss_reduction="sum"), opt_projection_epsilon=3.0
+    )
     model = minicpt.get_peft_model(copy.deepcopy(gpt2), config)
     model.prompt_encoder.default.delta_embedding.weight.data.normal_()
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="opt_loss_reduction"):  # PEFT names the field it does not know
+    with pytest.warns(
+        UserWarning, match="opt_loss_reduction"
+    ):  # PEFT names the field it does not know
         loaded = peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path)
     ids = query()["input_ids"]
     torch.testing.assert_close(model(input_ids=ids).logits, loaded(input_ids=ids).logits)
@@ -282,7 +324,12 @@ def test_saved_by_us_loads_in_peft_with_equal_logits(gpt2, tmp_path):
     ],
 )
 def test_bad_configurations(change, message):
-    good = dict(task_type="CAUSAL_LM", cpt_token_ids=[1, 2, 3, 4], cpt_mask=[1] * 4, cpt_tokens_type_mask=[1, 2, 3, 4])
+    good = dict(
+        task_type="CAUSAL_LM",
+        cpt_token_ids=[1, 2, 3, 4],
+        cpt_mask=[1] * 4,
+        cpt_tokens_type_mask=[1, 2, 3, 4],
+    )
     with pytest.raises(ValueError, match=message):
         minicpt.CPTConfig(**{**good, **change})
 

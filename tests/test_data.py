@@ -81,11 +81,15 @@ def test_too_few_rows():
 # ---- embedded tasks -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, classes", [("sst2", 2), ("ag_news", 4), ("trec", 6), ("dbpedia", 14), ("set_cls", 4)])
+@pytest.mark.parametrize(
+    "name, classes", [("sst2", 2), ("ag_news", 4), ("trec", 6), ("dbpedia", 14), ("set_cls", 4)]
+)
 def test_embedded_tasks(name, classes):
     task = data.load_task(name)
     assert len(task.verbalizers) == classes
-    assert not {t for t, _ in task.train} & {t for t, _ in task.test}  # no test text is a training text
+    assert not {t for t, _ in task.train} & {
+        t for t, _ in task.test
+    }  # no test text is a training text
     assert min(Counter(label for _, label in task.train).values()) >= 6
     assert len(task.test) >= 600
     assert not set(task.arbitrary_labels) & set(task.verbalizers.values())
@@ -94,7 +98,11 @@ def test_embedded_tasks(name, classes):
 def test_splits_share_queries_words_and_template_across_shots_and_differ_across_seeds():
     task = data.load_task("set_cls")
     two, four, other = (data.make_split(task, k, s) for k, s in ((2, 0), (4, 0), (4, 1)))
-    assert (two.queries, two.verbalizers, two.template) == (four.queries, four.verbalizers, four.template)
+    assert (two.queries, two.verbalizers, two.template) == (
+        four.queries,
+        four.verbalizers,
+        four.template,
+    )
     assert two.sha256 != four.sha256 != other.sha256 and other.queries != four.queries
     assert other.verbalizers != four.verbalizers  # arbitrary labels are drawn per seed
     assert set(four.verbalizers.values()) <= set(task.arbitrary_labels)
@@ -118,12 +126,17 @@ SPEC = {
     "verbalizers": {"y": "yes", "n": "no"},
     "templates": {"input": ["Q: {}"], "output": ["A: {}"], "intra": ["\n"], "inter": ["\n"]},
 }
-ROWS = [{"text": f"row {i}", "label": "yn"[i % 2], "split": "train" if i < 6 else "test"} for i in range(10)]
+ROWS = [
+    {"text": f"row {i}", "label": "yn"[i % 2], "split": "train" if i < 6 else "test"}
+    for i in range(10)
+]
 
 
 def write_task(folder, spec=SPEC, rows=ROWS):
     (folder / "mine.json").write_text(json.dumps(spec))
-    (folder / "mine.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    (folder / "mine.jsonl").write_text(
+        "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows)
+    )
     return str(folder / "mine.json")
 
 
@@ -140,7 +153,11 @@ def test_own_task(tmp_path):
         (SPEC, [{"text": "a", "label": "y"}], "line 1.*split"),
         (SPEC, [{"text": "a", "label": "y", "split": "dev"}], "line 1.*dev"),
         (SPEC, [{"text": " ", "label": "y", "split": "train"}], "train row 1 has an empty text"),
-        (SPEC, [{"text": "a", "label": "yy", "split": "train"}], "Unknown label 'yy'. Did you mean 'y'"),
+        (
+            SPEC,
+            [{"text": "a", "label": "yy", "split": "train"}],
+            "Unknown label 'yy'. Did you mean 'y'",
+        ),
         ({**SPEC, "verbalizers": {"y": "yes", "n": "yes"}}, ROWS, "share the label word 'yes'"),
         ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "lacks"),
         ({**SPEC, "default_labels": "arbitrary"}, ROWS, "default_labels"),
@@ -197,26 +214,50 @@ def test_real_task_errors(tmp_path):
     (tmp_path / "trec" / "train.jsonl").write_text("no json")
     with pytest.raises(MiniCPTError, match="train.jsonl cannot be read"):
         data.load_task("trec", "real", tmp_path)
-    assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), "generated: there is no other"
+    assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), (
+        "generated: there is no other"
+    )
 
 
-@pytest.mark.parametrize("name, row, text, label", [
-    ("rte", {"premise": "a {} b", "hypothesis": "c", "idx": 0, "label": 1}, "claim: c\ntext: a {} b", "not_entailment"),
-    ("boolq", {"question": "is it", "passage": "it is", "idx": 0, "label": 1}, "question: is it?\ntext: it is", "True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, row, text, label",
+    [
+        (
+            "rte",
+            {"premise": "a {} b", "hypothesis": "c", "idx": 0, "label": 1},
+            "claim: c\ntext: a {} b",
+            "not_entailment",
+        ),
+        (
+            "boolq",
+            {"question": "is it", "passage": "it is", "idx": 0, "label": 1},
+            "question: is it?\ntext: it is",
+            "True",
+        ),
+    ],
+)
 def test_tasks_of_two_columns(tmp_path, name, row, text, label):
     (tmp_path / name).mkdir()
     for split in ("train", "test"):
-        (tmp_path / name / f"{split}.jsonl").write_text("\n".join(json.dumps({**row, "label": i}) for i in (0, 1)))
+        (tmp_path / name / f"{split}.jsonl").write_text(
+            "\n".join(json.dumps({**row, "label": i}) for i in (0, 1))
+        )
     assert data.load_task(name, "real", tmp_path).train[1] == (text, label)
     for split in ("train", "test"):
         (tmp_path / name / f"{split}.jsonl").write_text(json.dumps({"text": "a", "label": 0}))
-    with pytest.raises(MiniCPTError, match="has no column '(hypothesis|question)'; it has text, label"):
+    with pytest.raises(
+        MiniCPTError, match="has no column '(hypothesis|question)'; it has text, label"
+    ):
         data.load_task(name, "real", tmp_path)
 
 
-@pytest.mark.parametrize("message", ["Dataset 'CogComp/trec' is a gated dataset on the Hub. You must be authenticated.",
-                                     "Dataset 'CogComp/trec' doesn't exist on the Hub or cannot be accessed."])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Dataset 'CogComp/trec' is a gated dataset on the Hub. You must be authenticated.",
+        "Dataset 'CogComp/trec' doesn't exist on the Hub or cannot be accessed.",
+    ],
+)
 def test_a_gated_or_missing_data_set_is_explained(message, monkeypatch):
     import datasets
 
@@ -225,7 +266,9 @@ def test_a_gated_or_missing_data_set_is_explained(message, monkeypatch):
 
     monkeypatch.delenv("MINICPT_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", refused)
-    with pytest.raises(MiniCPTError, match="Cannot load CogComp/trec from the hub: Dataset .* Without a network"):
+    with pytest.raises(
+        MiniCPTError, match="Cannot load CogComp/trec from the hub: Dataset .* Without a network"
+    ):
         data.load_task("trec", "real")
 
 

@@ -16,15 +16,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from minicpt import evaluate, executors, experiments, methods, tables, train, trainers
-from minicpt.executors import plan, run_grid
-from minicpt.experiments import Cell, Store, grid
+from minicpt.core import train
+from minicpt.engine import scores
+from minicpt.lab import cells, executors, tables
+from minicpt.lab.cells import Cell, grid
+from minicpt.lab.executors import plan, run_grid
+from minicpt.lab.store import Store
+from minicpt.methods import fit, trainers
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = [replace(cell, hp=(("epochs", 2),) if cell.method in ("pt", "cpt") else ())
-         for cell in grid(["trec"], ["zero", "icl", "pt", "cpt"], [2], range(2), n_test=8)]  # fmt: skip
+CELLS = [
+    replace(cell, hp=(("epochs", 2),) if cell.method in ("pt", "cpt") else ())
+    for cell in grid(["trec"], ["zero", "icl", "pt", "cpt"], [2], range(2), n_test=8)
+]
 TIMINGS = ("seconds", "peak_memory_mb")
-fork = multiprocessing.get_context("fork")  # the children inherit imports and the model: a run takes a second
+fork = multiprocessing.get_context(
+    "fork"
+)  # the children inherit imports and the model: a run takes a second
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded torch")
 
 
@@ -33,7 +41,10 @@ def contents(folder):
     store = Store(folder)
     found = {store.path(cell).name: store.get(cell) for cell in CELLS}
     tables.write(list(filter(None, found.values())), folder, "title", [])
-    results = {name: {k: v for k, v in result.items() if k not in TIMINGS} for name, result in found.items()}
+    results = {
+        name: {k: v for k, v in result.items() if k not in TIMINGS}
+        for name, result in found.items()
+    }
     return results, (folder / "table.csv").read_bytes(), (folder / "table.md").read_bytes()
 
 
@@ -100,21 +111,32 @@ def killed_run(folder, point, at):
     elif point == "in a training step":
         torch.optim.AdamW.step = dying(torch.optim.AdamW.step, at)
     elif point == "in scoring":
-        methods.label_scores = dying(evaluate.label_scores, at)
+        fit.label_scores = dying(scores.label_scores, at)
     elif point == "between two cells":
         executors.attempt = dying(executors.attempt, at)
     run_grid(CELLS, Store(folder))
 
 
-POINTS = [(point, at) for point in ("within the temporary file", "between temporary file and rename", "in scoring",
-                                    "after the rename", "between two cells", "in a training step")
-          for at in (0, 1, 3, 6)]  # fmt: skip
+POINTS = [
+    (point, at)
+    for point in (
+        "within the temporary file",
+        "between temporary file and rename",
+        "in scoring",
+        "after the rename",
+        "between two cells",
+        "in a training step",
+    )
+    for at in (0, 1, 3, 6)
+]
 
 
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("point, at", POINTS)
-def test_kill_9_then_resume_gives_the_table_of_an_uninterrupted_run(point, at, tmp_path, uninterrupted):
+def test_kill_9_then_resume_gives_the_table_of_an_uninterrupted_run(
+    point, at, tmp_path, uninterrupted
+):
     assert exit_code(killed_run, tmp_path, point, at) == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir() if path.suffix == ".json"}
     assert len(left) < len(CELLS)
@@ -131,7 +153,9 @@ def test_kill_9_at_random_moments_again_and_again(tmp_path, uninterrupted):
     while any(Store(tmp_path).get(cell) is None for cell in CELLS):
         child = fork.Process(target=run_grid, args=(CELLS, Store(tmp_path)))
         child.start()
-        child.join(chance.uniform(0.02, 0.1 + 0.02 * kills))  # longer and longer: a slow machine gets there, too
+        child.join(
+            chance.uniform(0.02, 0.1 + 0.02 * kills)
+        )  # longer and longer: a slow machine gets there, too
         kills += child.is_alive()
         child.kill()
         child.join()
@@ -163,7 +187,7 @@ def test_one_process_a_gpu_gives_the_table_of_one(tmp_path, uninterrupted):
 def test_a_cell_that_another_run_finished_meanwhile_is_not_computed(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.put(CELLS[0], {"config": CELLS[0].config(), "accuracy": 1.0})
-    monkeypatch.setattr(experiments, "run_cell", lambda cell: pytest.fail("computed again"))
+    monkeypatch.setattr(cells, "run_cell", lambda cell: pytest.fail("computed again"))
     assert executors.attempt(CELLS[0], store) is None
 
 
@@ -189,7 +213,11 @@ def visible_gpu():
 
 
 def test_cells_are_grouped_by_model_and_dtype(tmp_path):
-    mixed = [Cell("trec", "icl", 2, seed, dtype=dtype) for seed in range(3) for dtype in ("float32", "bfloat16")]
+    mixed = [
+        Cell("trec", "icl", 2, seed, dtype=dtype)
+        for seed in range(3)
+        for dtype in ("float32", "bfloat16")
+    ]
     order = [cell.dtype for cell in executors.missing_cells(mixed, Store(tmp_path))]
     assert order == ["float32"] * 3 + ["bfloat16"] * 3
 
@@ -199,7 +227,7 @@ def test_cells_are_grouped_by_model_and_dtype(tmp_path):
 
 def test_out_of_memory_halves_the_rows_and_the_numbers_stay(tmp_path, monkeypatch):
     cell = Cell("trec", "cpt", 6, 0, n_test=20, hp=(("epochs", 3), ("batch_size", 4)))
-    whole, tried = experiments.run_cell(cell), []
+    whole, tried = cells.run_cell(cell), []
 
     def step(loss_of, parameters, n_rows, recipe, *args):
         tried.append(recipe.at_once)
@@ -208,21 +236,30 @@ def test_out_of_memory_halves_the_rows_and_the_numbers_stay(tmp_path, monkeypatc
         return train.train(loss_of, parameters, n_rows, recipe, *args)
 
     monkeypatch.setattr(trainers, "train", step)
-    halved = experiments.run_cell(cell)
+    halved = cells.run_cell(cell)
     assert tried == [64, 32, 16, 8, 4, 2, 1] and halved["rows_at_once"] == 1
     assert halved["config"] == whole["config"] and halved["accuracy"] == whole["accuracy"]
     assert halved["history"]["loss"] == pytest.approx(whole["history"]["loss"], rel=1e-4)
-    assert torch.tensor(halved["log_scores"]).sub(torch.tensor(whole["log_scores"])).abs().max() < 2e-3
+    assert (
+        torch.tensor(halved["log_scores"]).sub(torch.tensor(whole["log_scores"])).abs().max() < 2e-3
+    )
 
 
 def test_memory_that_never_suffices_is_an_error_and_the_grid_goes_on(tmp_path, monkeypatch):
     def never(*args, **kwargs):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+        )
 
     monkeypatch.setattr(trainers, "train", never)
     store = Store(tmp_path)
-    (failure,) = run_grid([Cell("trec", "pt", 2, 0, n_test=4), Cell("trec", "icl", 2, 0, n_test=4)], store)
-    assert "can't allocate memory" in failure and len(store.errors()) == len(list(store.results())) == 1
+    (failure,) = run_grid(
+        [Cell("trec", "pt", 2, 0, n_test=4), Cell("trec", "icl", 2, 0, n_test=4)], store
+    )
+    assert (
+        "can't allocate memory" in failure
+        and len(store.errors()) == len(list(store.results())) == 1
+    )
 
 
 def test_other_errors_are_not_tried_again(monkeypatch):
@@ -234,7 +271,7 @@ def test_other_errors_are_not_tried_again(monkeypatch):
 
     monkeypatch.setattr(trainers, "train", bad)
     with pytest.raises(RuntimeError, match="multiplied"):
-        experiments.run_cell(Cell("trec", "pt", 2, 0, n_test=4))
+        cells.run_cell(Cell("trec", "pt", 2, 0, n_test=4))
     assert tried == [1]
 
 
@@ -250,7 +287,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, text, **kwargs)
 
-    monkeypatch.setattr(experiments, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 0.5})
+    monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 0.5})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(OSError, match="No space left"):
@@ -262,18 +299,45 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
 @linux
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", tmp_path]).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", tmp_path]).returncode
+    ):
         pytest.skip("needs the right to mount a small tmpfs")
     try:
         run = subprocess.run(
-            [sys.executable, "-m", "minicpt", "table", "--datasets", "trec", "--methods", "icl", "--shots", "2",
-             "--seeds", "9", "--n-test", "40", "--out", tmp_path],
-            capture_output=True, text=True, cwd=ROOT,
-        )  # fmt: skip
-        assert run.returncode == 2 and "No space left on device" in run.stderr and "make room" in run.stderr
+            [
+                sys.executable,
+                "-m",
+                "minicpt",
+                "table",
+                "--datasets",
+                "trec",
+                "--methods",
+                "icl",
+                "--shots",
+                "2",
+                "--seeds",
+                "9",
+                "--n-test",
+                "40",
+                "--out",
+                tmp_path,
+            ],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert (
+            run.returncode == 2
+            and "No space left on device" in run.stderr
+            and "make room" in run.stderr
+        )
         assert "Traceback" not in run.stderr
         done = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-        assert done and all("accuracy" in result for result in done) and not list(tmp_path.glob(".*"))
+        assert (
+            done and all("accuracy" in result for result in done) and not list(tmp_path.glob(".*"))
+        )
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -285,18 +349,42 @@ def test_the_plan_counts_and_estimates_from_finished_cells(tmp_path):
     store = Store(tmp_path)
     assert "No estimate for 8: no finished cell of that model yet." in plan(CELLS, store)
     for cell, seconds in zip(CELLS, (10.0, 20.0)):  # zero-shot, both seeds
-        store.put(cell, {"config": cell.config(), "accuracy": 0.5, "seconds": {"fit": seconds, "score": 5.0}})
+        store.put(
+            cell,
+            {"config": cell.config(), "accuracy": 0.5, "seconds": {"fit": seconds, "score": 5.0}},
+        )
     text = plan(CELLS, store, at_once=2)
     assert "8 cells, 2 done, 6 to compute." in text
     assert "About 1.0 min for 6 of them, 2 at once." in text  # 6 * 20 s / 2
-    store.put(CELLS[2], {"config": CELLS[2].config(), "accuracy": 0.5, "seconds": {"fit": 60.0, "score": 0.0}})
-    assert "About 3.2 min for 5 of them, 1 at once." in plan(CELLS, store)  # ICL 60 s, the others 100 s / 3
+    store.put(
+        CELLS[2],
+        {"config": CELLS[2].config(), "accuracy": 0.5, "seconds": {"fit": 60.0, "score": 0.0}},
+    )
+    assert "About 3.2 min for 5 of them, 1 at once." in plan(
+        CELLS, store
+    )  # ICL 60 s, the others 100 s / 3
 
 
 @pytest.mark.slow
 def test_dry_run_computes_nothing(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "minicpt", "table", "--datasets", "trec", "--seeds", "2", "--out", tmp_path / "none",
-         "--dry-run"], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert run.returncode == 0 and "cells, 0 done" in run.stdout and not (tmp_path / "none").exists()
+        [
+            sys.executable,
+            "-m",
+            "minicpt",
+            "table",
+            "--datasets",
+            "trec",
+            "--seeds",
+            "2",
+            "--out",
+            tmp_path / "none",
+            "--dry-run",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        run.returncode == 0 and "cells, 0 done" in run.stdout and not (tmp_path / "none").exists()
+    )

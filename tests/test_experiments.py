@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from minicpt import experiments
 from minicpt.__main__ import main
-from minicpt.base_models import weights_fingerprint
+from minicpt.engine.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
-from minicpt.executors import run_grid
-from minicpt.experiments import Cell, Store, grid, run_cell
+from minicpt.lab import cells, store
+from minicpt.lab.cells import Cell, grid, run_cell
+from minicpt.lab.executors import run_grid
+from minicpt.lab.store import Store
 
 CELL = Cell("trec", "icl", 2, 0, n_test=8)
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,20 +37,31 @@ def counted(monkeypatch):
             raise FloatingPointError("unlucky")
         return {"config": cell.config(), "accuracy": 0.5}
 
-    monkeypatch.setattr(experiments, "run_cell", run)
+    monkeypatch.setattr(cells, "run_cell", run)
     return done
 
 
 def test_the_key_names_everything_that_matters():
     keys = {CELL.key()}
     for change in (
-        dict(dataset="sst2"), dict(method="zero"), dict(shots=4), dict(seed=1), dict(labels="arbitrary"),
-        dict(n_test=9), dict(dtype="bfloat16"), dict(per_class=True), dict(label_score="sum"), dict(max_length=100), dict(hp=(("lr", 1.0),)),
-    ):  # fmt: skip
+        dict(dataset="sst2"),
+        dict(method="zero"),
+        dict(shots=4),
+        dict(seed=1),
+        dict(labels="arbitrary"),
+        dict(n_test=9),
+        dict(dtype="bfloat16"),
+        dict(per_class=True),
+        dict(label_score="sum"),
+        dict(max_length=100),
+        dict(hp=(("lr", 1.0),)),
+    ):
         keys.add(replace(CELL, **change).key())
     assert len(keys) == 12
     assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
-    assert replace(CELL, data_dir="elsewhere").key() == replace(CELL, device="cpu").key() == CELL.key()
+    assert (
+        replace(CELL, data_dir="elsewhere").key() == replace(CELL, device="cpu").key() == CELL.key()
+    )
     config = CELL.config()
     assert (
         json.loads(json.dumps(config)) == config
@@ -90,7 +102,7 @@ def test_a_failure_is_kept_apart_and_the_others_go_on(tmp_path, counted, monkeyp
     (error,) = store.errors()
     assert error["config"]["seed"] == 13 and "Traceback" in error["traceback"]
     assert store.get(cells[1]) is None and len(list(store.results())) == 2
-    monkeypatch.setattr(experiments, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 1.0})
+    monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 1.0})
     assert run_grid(cells, store) == [] and store.errors() == []  # an error never counts as done
 
 
@@ -108,7 +120,7 @@ def test_a_damaged_file_is_set_aside_and_computed_again(tmp_path, counted, damag
 
 def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     target = tmp_path / "result.json"
-    experiments.write_atomically(target, "old")
+    store.write_atomically(target, "old")
 
     def no_replace(*_):
         raise KeyboardInterrupt
@@ -116,7 +128,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", no_replace)
         with pytest.raises(KeyboardInterrupt):
-            experiments.write_atomically(target, "new")
+            store.write_atomically(target, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"] and target.read_text() == "old"
 
 
@@ -129,14 +141,19 @@ def test_a_cells_result_is_complete_and_reproducible():
     for key in ("config", "accuracy", "history", "log_scores", "split_sha256"):
         assert result[key] == again[key]
     rows = result["log_scores"]
-    right = sum(max(range(6), key=row.__getitem__) == truth for row, truth in zip(rows, result["truth"]))
+    right = sum(
+        max(range(6), key=row.__getitem__) == truth for row, truth in zip(rows, result["truth"])
+    )
     assert result["accuracy"] == pytest.approx(right / 8)
     assert len(result["history"]["loss"]) == 2 and json.dumps(result)
     assert {"torch", "transformers", "peft", "python"} == set(result["versions"])
 
 
 def test_nan_in_training_becomes_an_error_file(tmp_path):
-    store, bad = Store(tmp_path), replace(CELL, method="cpt", hp=(("decay", float("inf")), ("epochs", 1)))
+    store, bad = (
+        Store(tmp_path),
+        replace(CELL, method="cpt", hp=(("decay", float("inf")), ("epochs", 1))),
+    )
     failures = run_grid([bad, CELL], store)
     assert len(failures) == 1 and "TrainingDiverged" in failures[0]
     assert store.get(CELL) and store.get(bad) is None and len(store.errors()) == 1
@@ -157,7 +174,9 @@ def test_a_killed_worker_costs_its_cell_and_the_next_run_goes_on(tmp_path, monke
     cells, store = grid(["trec"], ["icl"], [2], range(30), n_test=8), Store(tmp_path)
 
     def kill_a_worker(progress):
-        if sum(1 for _ in store.folder.glob("*.json")) > 3 and (workers := multiprocessing.active_children()):
+        if sum(1 for _ in store.folder.glob("*.json")) > 3 and (
+            workers := multiprocessing.active_children()
+        ):
             os.kill(workers[0].pid, signal.SIGKILL)
 
     monkeypatch.setattr("tqdm.tqdm.update", lambda self, n=1: kill_a_worker(self))
@@ -173,18 +192,37 @@ def test_a_killed_worker_costs_its_cell_and_the_next_run_goes_on(tmp_path, monke
 
 
 def command(*args, **kwargs):
-    return subprocess.run([sys.executable, "-m", "minicpt", *args], capture_output=True, text=True, cwd=ROOT, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "minicpt", *args], capture_output=True, text=True, cwd=ROOT, **kwargs
+    )
 
 
 @pytest.mark.slow
 def test_table_command_twice(tmp_path):
-    args = ["table", "--datasets", "trec", "--methods", "zero", "icl", "--shots", "2", "--seeds", "2", "--n-test", "8",
-            "--out", str(tmp_path)]  # fmt: skip
+    args = [
+        "table",
+        "--datasets",
+        "trec",
+        "--methods",
+        "zero",
+        "icl",
+        "--shots",
+        "2",
+        "--seeds",
+        "2",
+        "--n-test",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
     first = command(*args)
     assert first.returncode == 0, first.stderr
     assert "4 cells, 0 already" in first.stdout and "ICL" in first.stdout
     header = (tmp_path / "table.csv").read_text().splitlines()[0]
-    assert header == "model,dataset,method,shots,mean,std,ci_low,ci_high,n_seeds,reported,reported_source"
+    assert (
+        header
+        == "model,dataset,method,shots,mean,std,ci_low,ci_high,n_seeds,reported,reported_source"
+    )
     assert (tmp_path / "table.md").exists()
     assert "Nothing to compute" in command(*args).stdout
 
@@ -192,17 +230,42 @@ def test_table_command_twice(tmp_path):
 @pytest.mark.slow
 def test_two_models_real_data_in_one_table(tmp_path):
     """Table 1 as a researcher runs it: models by name, data in the hub's schema, half precision."""
-    from minicpt.base_models import MICRO
+    from minicpt.engine.base_models import MICRO
 
-    rows = [{"sentence": f"a {word} film number {i}", "label": i % 2, "idx": i}
-            for i, word in enumerate(["bad", "good"] * 10)]  # fmt: skip
+    rows = [
+        {"sentence": f"a {word} film number {i}", "label": i % 2, "idx": i}
+        for i, word in enumerate(["bad", "good"] * 10)
+    ]
     (tmp_path / "data" / "sst2").mkdir(parents=True)
     for split in ("train", "test"):
         (tmp_path / "data" / "sst2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(MICRO, tmp_path / "another")
-    run = command("table", "--model", "micro", str(tmp_path / "another"), "--data", "real", "--data-dir",
-                  str(tmp_path / "data"), "--datasets", "sst2", "set_cls", "--methods", "zero", "icl", "--shots", "2",
-                  "--seeds", "1", "--n-test", "6", "--dtype", "bfloat16", "--out", str(tmp_path / "out"))  # fmt: skip
+    run = command(
+        "table",
+        "--model",
+        "micro",
+        str(tmp_path / "another"),
+        "--data",
+        "real",
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--datasets",
+        "sst2",
+        "set_cls",
+        "--methods",
+        "zero",
+        "icl",
+        "--shots",
+        "2",
+        "--seeds",
+        "1",
+        "--n-test",
+        "6",
+        "--dtype",
+        "bfloat16",
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert run.returncode == 0 and "8 cells, 0 already" in run.stdout, run.stderr
     results = list(Store(tmp_path / "out").results())
     assert {r["config"]["model"] for r in results} == {"micro", str(tmp_path / "another")}
@@ -222,8 +285,24 @@ def test_two_models_real_data_in_one_table(tmp_path):
         (["cell", "--shots", "0"], "needs at least one shot"),
         (["cell", "--hp", "{lr: 1}"], "must be a JSON object"),
         (["table", "--executor", "slurm", "--slurm", "gpus"], "--slurm takes NAME=VALUE"),
-        (["cell", "--hp", '{"epsilom": 1}'], "Unknown hyper-parameter 'epsilom'. Did you mean 'epsilon'"),
-        (["table", "--out", "/proc/nowhere", "--datasets", "trec", "--methods", "zero", "--seeds", "1"], "another --out"),
+        (
+            ["cell", "--hp", '{"epsilom": 1}'],
+            "Unknown hyper-parameter 'epsilom'. Did you mean 'epsilon'",
+        ),
+        (
+            [
+                "table",
+                "--out",
+                "/proc/nowhere",
+                "--datasets",
+                "trec",
+                "--methods",
+                "zero",
+                "--seeds",
+                "1",
+            ],
+            "another --out",
+        ),
     ],
 )
 def test_bad_arguments_end_with_one_clear_line(args, message, monkeypatch, capsys):
@@ -236,9 +315,16 @@ def test_bad_arguments_end_with_one_clear_line(args, message, monkeypatch, capsy
 @pytest.mark.slow
 def test_an_error_leaves_the_process_without_a_traceback():
     run = command("cell", "--dataset", "trac")
-    assert run.returncode == 2 and "Unknown task 'trac'" in run.stderr and "Traceback" not in run.stderr
+    assert (
+        run.returncode == 2
+        and "Unknown task 'trac'" in run.stderr
+        and "Traceback" not in run.stderr
+    )
 
 
 def test_help_names_every_command():
-    text, names = command("--help").stdout, ("table", "ablations", "cell", "tasks", "models", "check-install")
+    text, names = (
+        command("--help").stdout,
+        ("table", "ablations", "cell", "tasks", "models", "check-install"),
+    )
     assert all(re.search(rf"^\s+{name}\b", text, re.M) for name in names)

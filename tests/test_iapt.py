@@ -12,11 +12,13 @@ import transformers
 from test_architectures import ARCHITECTURES, base, batch_of
 
 import minicpt
-from minicpt import data, iapt, methods
+from minicpt import data
+from minicpt.core.templates import Encoded
+from minicpt.core.train import Recipe, train_bilevel
+from minicpt.dropin import iapt
+from minicpt.engine.scores import label_scores
 from minicpt.errors import MiniCPTError
-from minicpt.evaluate import label_scores
-from minicpt.masks import Encoded
-from minicpt.train import Recipe, train_bilevel
+from minicpt.methods import fit
 
 FAMILIES = ["GPT2", "GPTJ", "GPTNeoX", "Bloom", "Llama", "Qwen2", "Qwen3"]
 GREEDY = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
@@ -31,13 +33,18 @@ def quiet():
 
 def wrapped(name="Llama", **changes):
     torch.manual_seed(1)
-    return minicpt.get_peft_model(copy.deepcopy(base(name)), minicpt.IAPTConfig(**{"bottleneck": 8, **changes}))
+    return minicpt.get_peft_model(
+        copy.deepcopy(base(name)), minicpt.IAPTConfig(**{"bottleneck": 8, **changes})
+    )
 
 
 def soft_tokens(model, **batch):
     """What the generators wrote, (L, B, S, D), in one forward."""
     seen = []
-    hooks = [g.register_forward_hook(lambda module, args, output: seen.append(output)) for g in model.generators]
+    hooks = [
+        g.register_forward_hook(lambda module, args, output: seen.append(output))
+        for g in model.generators
+    ]
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
@@ -63,7 +70,9 @@ def by_hand(model, ids, n_instruction):
 
     hooks = [layer.register_forward_pre_hook(replace) for layer in layers]
     with torch.no_grad():
-        logits = model.base_model(torch.cat((torch.full((1, S), 3), ids[None]), dim=1)).logits[0, S:]
+        logits = model.base_model(torch.cat((torch.full((1, S), 3), ids[None]), dim=1)).logits[
+            0, S:
+        ]
     for hook in hooks:
         hook.remove()
     return logits
@@ -83,12 +92,17 @@ def test_equal_to_the_formulas_written_out(name):
 
 @pytest.mark.parametrize("how", ["roles", "labels"])
 def test_the_answer_does_not_leak_into_the_generators(how):
-    model, batch = wrapped(), batch_of(2, 7, "none", seed=0)  # answers are tokens 4 and 5, tokens 6 and 7 come after
+    model, batch = (
+        wrapped(),
+        batch_of(2, 7, "none", seed=0),
+    )  # answers are tokens 4 and 5, tokens 6 and 7 come after
     labels = torch.full((2, 7), -100)
     labels[:, 4:6] = 1
 
     def soft(ids):
-        told = {"input_type_mask": batch["input_type_mask"]} if how == "roles" else {"labels": labels}
+        told = (
+            {"input_type_mask": batch["input_type_mask"]} if how == "roles" else {"labels": labels}
+        )
         return soft_tokens(model, input_ids=ids, **told)
 
     ids = batch["input_ids"]
@@ -150,7 +164,11 @@ def test_generating_with_the_cache_equals_a_forward_without_and_generates_soft_t
     for _ in range(5):
         with torch.no_grad():
             new = model(ids, attention_mask=mask, input_type_mask=types).logits[:, -1:].argmax(-1)
-        ids, mask, types = torch.cat((ids, new), 1), F.pad(mask, (0, 1), value=1), F.pad(types, (0, 1), value=4)
+        ids, mask, types = (
+            torch.cat((ids, new), 1),
+            F.pad(mask, (0, 1), value=1),
+            F.pad(types, (0, 1), value=4),
+        )
     assert torch.equal(out, ids)
     assert not any(layer._forward_pre_hooks for layer in iapt.decoder_layers(model.base_model))
 
@@ -161,10 +179,16 @@ def test_a_cache_carried_by_hand(name):
     ids, mask, new = batch["input_ids"], batch["attention_mask"], torch.tensor([[7, 8], [9, 10]])
     types = F.pad(torch.zeros_like(ids), (0, 2), value=4)
     with torch.no_grad():
-        whole = model(torch.cat((ids, new), 1), F.pad(mask, (0, 2), value=1), input_type_mask=types).logits
+        whole = model(
+            torch.cat((ids, new), 1), F.pad(mask, (0, 2), value=1), input_type_mask=types
+        ).logits
         first = model(ids, mask, use_cache=True)
-        rest = model(new, F.pad(mask, (0, 2), value=1), past_key_values=first.past_key_values).logits
-    torch.testing.assert_close(torch.cat((first.logits, rest), 1)[:, 2:], whole[:, 2:], rtol=1e-3, atol=1e-4)
+        rest = model(
+            new, F.pad(mask, (0, 2), value=1), past_key_values=first.past_key_values
+        ).logits
+    torch.testing.assert_close(
+        torch.cat((first.logits, rest), 1)[:, 2:], whole[:, 2:], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_beams_and_dictionaries():
@@ -195,12 +219,23 @@ def test_loss_is_the_cross_entropy_of_the_labels():
     labels = batch["input_ids"].masked_fill(batch["input_type_mask"] != 4, -100)
     output = model(**{**batch, "labels": labels})
     log_p = output.logits.log_softmax(-1)
-    picked = [-log_p[b, t - 1, labels[b, t]] for b in range(2) for t in range(1, 7) if labels[b, t] != -100]
+    picked = [
+        -log_p[b, t - 1, labels[b, t]]
+        for b in range(2)
+        for t in range(1, 7)
+        if labels[b, t] != -100
+    ]
     torch.testing.assert_close(output.loss, sum(picked) / len(picked))
-    halves = model(**{**batch, "labels": labels}, num_items_in_batch=2 * len(picked)).loss  # as Trainer asks for
+    halves = model(
+        **{**batch, "labels": labels}, num_items_in_batch=2 * len(picked)
+    ).loss  # as Trainer asks for
     torch.testing.assert_close(halves, output.loss / 2)
-    kept = model(batch["input_ids"], batch["attention_mask"], input_type_mask=batch["input_type_mask"],
-                 logits_to_keep=torch.tensor([2, 5])).logits  # fmt: skip
+    kept = model(
+        batch["input_ids"],
+        batch["attention_mask"],
+        input_type_mask=batch["input_type_mask"],
+        logits_to_keep=torch.tensor([2, 5]),
+    ).logits
     torch.testing.assert_close(kept, output.logits[:, [2, 5]])
 
 
@@ -212,18 +247,31 @@ def test_no_label_is_an_error_as_for_the_other_prompts():
     with pytest.raises(MiniCPTError, match="the loss would be NaN. Label at least one token"):
         model(ids, labels=nothing)
     roles = torch.tensor([[2, 2, 3, 3, 4, 4]] * 2)
-    with pytest.raises(MiniCPTError, match="after the first token are -100"):  # which nothing predicts
+    with pytest.raises(
+        MiniCPTError, match="after the first token are -100"
+    ):  # which nothing predicts
         model(ids, labels=nothing.index_fill(1, torch.tensor([0]), 7), input_type_mask=roles)
     assert model(ids, labels=nothing, num_items_in_batch=3).loss == 0
 
 
 def test_trainer_trains_the_generators_alone(tmp_path):
     model = wrapped("GPT2")
-    rows = [{"input_ids": torch.randint(1, 60, (7,)), "labels": torch.tensor([-100] * 5 + [3, 4])} for _ in range(6)]
+    rows = [
+        {"input_ids": torch.randint(1, 60, (7,)), "labels": torch.tensor([-100] * 5 + [3, 4])}
+        for _ in range(6)
+    ]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    args = transformers.TrainingArguments(tmp_path, max_steps=3, per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
-                                          gradient_accumulation_steps=2, learning_rate=0.05, save_strategy="no",
-                                          use_cpu=True)  # fmt: skip
+    args = transformers.TrainingArguments(
+        tmp_path,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_accumulation_steps=2,
+        learning_rate=0.05,
+        save_strategy="no",
+        use_cpu=True,
+    )
     transformers.Trainer(model, args, train_dataset=rows).train()
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == name.startswith("base_model."), name
@@ -235,7 +283,9 @@ def test_the_base_model_is_not_disturbed():
     other = minicpt.get_peft_model(model.base_model, minicpt.IAPTConfig(bottleneck=4))
     before = model(ids).logits
     other(ids), other.generate(ids, max_new_tokens=2, **GREEDY)
-    assert torch.equal(model(ids).logits, before) and torch.equal(model.base_model(ids).logits, fresh)
+    assert torch.equal(model(ids).logits, before) and torch.equal(
+        model.base_model(ids).logits, fresh
+    )
     with pytest.raises(MiniCPTError, match="vocabulary"):
         model(ids + 60)
     assert torch.equal(model.base_model(ids).logits, fresh), "a failing call leaves nothing behind"
@@ -250,7 +300,9 @@ def test_activations_are_trained_on_held_out_rows_if_there_are_enough(n_rows):
         return (weight[rows] - 1).square().sum() + (theta[rows] - 1).square().sum()
 
     recipe = Recipe(lr=0.1, epochs=10, batch_size=8)
-    train_bilevel(loss_of, [weight], [theta], 0.01, n_rows, recipe, torch.Generator().manual_seed(0))
+    train_bilevel(
+        loss_of, [weight], [theta], 0.01, n_rows, recipe, torch.Generator().manual_seed(0)
+    )
     moved = weight.detach() != 0, theta.detach() != 0
     if n_rows < 32:
         assert all(m.all() for m in moved)
@@ -266,9 +318,13 @@ def test_in_half_precision_the_generators_stay_in_float32():
     assert model(ids).logits.dtype == torch.bfloat16
     soft = soft_tokens(model, input_ids=ids)
     assert soft.dtype == torch.float32
-    assert (soft[0] - exact[0]).abs().max() < 0.05 * exact[0].abs().max()  # only what it reads is rounded
+    assert (soft[0] - exact[0]).abs().max() < 0.05 * exact[
+        0
+    ].abs().max()  # only what it reads is rounded
     x = torch.tensor([400.0], dtype=torch.float16)  # x^6 is far beyond float16's 65504
-    assert torch.isfinite(iapt.rational(x, *map(torch.tensor, (iapt.GELU_NUMERATOR, iapt.GELU_DENOMINATOR)))).all()
+    assert torch.isfinite(
+        iapt.rational(x, *map(torch.tensor, (iapt.GELU_NUMERATOR, iapt.GELU_DENOMINATOR)))
+    ).all()
 
 
 # ---- sizes and start -------------------------------------------------------------------------------------------------
@@ -277,7 +333,11 @@ def test_in_half_precision_the_generators_stay_in_float32():
 def test_the_activation_starts_as_gelu_within_the_stated_error():
     a, b = torch.tensor(iapt.GELU_NUMERATOR), torch.tensor(iapt.GELU_DENOMINATOR)
     assert (len(a), len(b)) == (7, 5)  # degrees 6 and 5
-    for reach, error in ((8, 0.0051), (10, 0.115), (12, 0.335)):  # the fit's errors, rounded up in the last place
+    for reach, error in (
+        (8, 0.0051),
+        (10, 0.115),
+        (12, 0.335),
+    ):  # the fit's errors, rounded up in the last place
         x = torch.linspace(-reach, reach, 20001)
         assert (iapt.rational(x, a, b) - F.gelu(x)).abs().max() < error + 5e-5
     for generator in wrapped().generators:
@@ -303,19 +363,32 @@ def test_parameter_count_is_the_formulas():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_saved_and_loaded_bit_by_bit(tmp_path, shared):
-    model, ids = wrapped(share_projections=shared, num_virtual_tokens=3), torch.randint(1, 60, (2, 6))
+    model, ids = (
+        wrapped(share_projections=shared, num_virtual_tokens=3),
+        torch.randint(1, 60, (2, 6)),
+    )
     for p in model.trained().values():
         p.data += torch.randn_like(p) * 1e-3
     model.save_pretrained(tmp_path)
-    assert {f.name for f in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     n = sum(p.numel() for p in model.trained().values())
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * n + 4000, "the generators' weights only"
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * n + 4000, (
+        "the generators' weights only"
+    )
     config = minicpt.PeftConfig.from_pretrained(tmp_path)
     assert isinstance(config, minicpt.IAPTConfig) and config.share_projections == shared
     assert config.bottleneck == 8 and config.num_virtual_tokens == 3
     for trainable in (False, True):
-        loaded = minicpt.PeftModel.from_pretrained(copy.deepcopy(base("Llama")), tmp_path, is_trainable=trainable)
-        assert isinstance(loaded, minicpt.PeftModel) and loaded.trained().keys() == model.trained().keys()
+        loaded = minicpt.PeftModel.from_pretrained(
+            copy.deepcopy(base("Llama")), tmp_path, is_trainable=trainable
+        )
+        assert (
+            isinstance(loaded, minicpt.PeftModel)
+            and loaded.trained().keys() == model.trained().keys()
+        )
         assert all(torch.equal(p, model.trained()[name]) for name, p in loaded.trained().items())
         assert all(p.requires_grad == trainable for p in loaded.trained().values())
         assert torch.equal(loaded(ids).logits, model(ids).logits)
@@ -325,7 +398,9 @@ def test_saved_and_loaded_bit_by_bit(tmp_path, shared):
 def test_damaged_and_foreign_files(tmp_path):
     model = wrapped()
     model.save_pretrained(tmp_path)
-    with pytest.raises(MiniCPTError, match=r"cannot load IAPT.* use PeftModel.from_pretrained\(model, folder\)"):
+    with pytest.raises(
+        MiniCPTError, match=r"cannot load IAPT.* use PeftModel.from_pretrained\(model, folder\)"
+    ):
         minicpt.AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     with pytest.raises(MiniCPTError, match="token_dim is 16, the model's is 32"):
@@ -339,7 +414,10 @@ def test_damaged_and_foreign_files(tmp_path):
     with pytest.raises(MiniCPTError, match="other weights than this configuration"):
         minicpt.PeftModel.from_pretrained(base("Llama"), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"from_the_future": 1}))
-    with pytest.warns(UserWarning, match="IAPT configuration holds fields that minicpt does not know.*from_the_future"):
+    with pytest.warns(
+        UserWarning,
+        match="IAPT configuration holds fields that minicpt does not know.*from_the_future",
+    ):
         minicpt.PeftModel.from_pretrained(base("Llama"), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     weights.write_bytes(weights.read_bytes()[:200])
@@ -364,8 +442,12 @@ def test_bad_configurations(fields, message):
 
 
 def test_models_and_calls_that_cannot_work():
-    t5 = transformers.T5Config(vocab_size=60, d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2)
-    with pytest.raises(MiniCPTError, match="T5ForConditionalGeneration has no one list of decoder layers"):
+    t5 = transformers.T5Config(
+        vocab_size=60, d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2
+    )
+    with pytest.raises(
+        MiniCPTError, match="T5ForConditionalGeneration has no one list of decoder layers"
+    ):
         minicpt.get_peft_model(transformers.T5ForConditionalGeneration(t5), minicpt.IAPTConfig())
     with pytest.raises(MiniCPTError, match="in a new configuration leave token_dim out"):
         wrapped(token_dim=8)
@@ -388,23 +470,27 @@ HP = dict(lr=0.01, epochs=3, batch_size=0, tokens=4, bottleneck=8, activation_lr
 def test_fit_is_seeded_and_learns(random_base):
     split = data.make_split(data.load_task("trec"), 4, 0, n_test=6)
     texts = [text for text, _ in split.queries]
-    first, again = (methods.fit("iapt", random_base, split, {**HP, "epochs": 8}) for _ in range(2))
+    first, again = (fit.fit("iapt", random_base, split, {**HP, "epochs": 8}) for _ in range(2))
     assert torch.equal(first.scores(texts)[0], again.scores(texts)[0])
     assert first.history[-1] < first.history[0] and first.prefix is None
     start = torch.tensor(iapt.GELU_NUMERATOR)
     assert all(not torch.equal(g.numerator, start) for g in first.model.generators)
-    fixed = methods.fit("iapt", random_base, split, {**HP, "activation_lr": 0.0})
+    fixed = fit.fit("iapt", random_base, split, {**HP, "activation_lr": 0.0})
     assert all(torch.equal(g.numerator, start) for g in fixed.model.generators)
 
 
 def test_classifier_fits_saves_and_loads(tmp_path):
     texts = ["good film", "bad film", "a joy", "a bore", "fine", "dull", "great fun", "no fun"] * 5
     labels = ["good", "bad"] * 20
-    classifier = minicpt.FewShotClassifier("iapt", hp={"epochs": 2}).fit(texts, labels)  # 40 rows: some are held out
+    classifier = minicpt.FewShotClassifier("iapt", hp={"epochs": 2}).fit(
+        texts, labels
+    )  # 40 rows: some are held out
     expected = classifier.predict_proba(texts[:8])
     other = minicpt.FewShotClassifier("iapt", hp={"epochs": 1}, random_state=1).fit(texts, labels)
     assert not (other.predict_proba(texts[:8]) == expected).all()
-    assert (classifier.predict_proba(texts[:8]) == expected).all(), "two classifiers on one base model"
+    assert (classifier.predict_proba(texts[:8]) == expected).all(), (
+        "two classifiers on one base model"
+    )
     classifier.save(tmp_path)
     loaded = minicpt.FewShotClassifier.load(tmp_path)
     assert (loaded.predict_proba(texts[:8]) == expected).all()

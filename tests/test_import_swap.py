@@ -20,14 +20,26 @@ CONTEXT_TYPES = [1, 2, 2, 3, 4, 0, 5, 6, 7, 8, 0]
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(pin_memory|Position ids are not supported|pad_token).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(pin_memory|Position ids are not supported|pad_token).*"
+        )
         yield
 
 
 def cpt(lib, model, name="default", **kwargs):
-    kwargs = dict(task_type=lib.TaskType.CAUSAL_LM, cpt_token_ids=CONTEXT_IDS, cpt_mask=[1] * len(CONTEXT_IDS),
-                  cpt_tokens_type_mask=CONTEXT_TYPES, opt_weighted_loss_type="decay", opt_loss_decay_factor=0.95,
-                  opt_projection_epsilon=2.0, opt_projection_format_epsilon=1.0) | kwargs  # fmt: skip
+    kwargs = (
+        dict(
+            task_type=lib.TaskType.CAUSAL_LM,
+            cpt_token_ids=CONTEXT_IDS,
+            cpt_mask=[1] * len(CONTEXT_IDS),
+            cpt_tokens_type_mask=CONTEXT_TYPES,
+            opt_weighted_loss_type="decay",
+            opt_loss_decay_factor=0.95,
+            opt_projection_epsilon=2.0,
+            opt_projection_format_epsilon=1.0,
+        )
+        | kwargs
+    )
     return lib.get_peft_model(copy.deepcopy(model), lib.CPTConfig(**kwargs), name)
 
 
@@ -40,7 +52,12 @@ def pt(lib, model, **kwargs):
 def query(rows=2, T=7, seed=0):
     ids = torch.randint(1, 60, (rows, T), generator=torch.Generator().manual_seed(seed))
     types = torch.tensor([[1, 2, 2, 0, 3, 4, 4][:T]] * rows)
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids.clone(), input_type_mask=types)
+    return dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=ids.clone(),
+        input_type_mask=types,
+    )
 
 
 def moved(*models):
@@ -56,10 +73,12 @@ def moved(*models):
 
 
 def test_everything_that_prompt_code_imports_is_there():
-    for name in ("AutoPeftModelForCausalLM PeftModel PeftConfig PeftModelForCausalLM get_peft_model CPTConfig "
-                 "CPTEmbedding PromptTuningConfig PromptTuningInit PromptEmbedding TaskType PeftType get_peft_config "
-                 "PeftModelForSeq2SeqLM PeftModelForSequenceClassification PeftModelForTokenClassification "
-                 "get_peft_model_state_dict set_peft_model_state_dict").split():  # fmt: skip
+    for name in (
+        "AutoPeftModelForCausalLM PeftModel PeftConfig PeftModelForCausalLM get_peft_model CPTConfig "
+        "CPTEmbedding PromptTuningConfig PromptTuningInit PromptEmbedding TaskType PeftType get_peft_config "
+        "PeftModelForSeq2SeqLM PeftModelForSequenceClassification PeftModelForTokenClassification "
+        "get_peft_model_state_dict set_peft_model_state_dict"
+    ).split():
         assert hasattr(minicpt, name), name
         theirs = getattr(peft, name, None) or getattr(peft.tuners, name)
         assert getattr(minicpt, name) is theirs or inspect.getdoc(getattr(minicpt, name)), name
@@ -67,25 +86,41 @@ def test_everything_that_prompt_code_imports_is_there():
 
 def test_signatures_take_what_pefts_take():
     for name in ("get_peft_model", "CPTConfig", "get_peft_config"):
-        ours, theirs = (list(inspect.signature(getattr(lib, name)).parameters) for lib in (minicpt, peft))
+        ours, theirs = (
+            list(inspect.signature(getattr(lib, name)).parameters) for lib in (minicpt, peft)
+        )
         assert ours[: len(theirs)] == theirs
 
 
 def test_instances_count_as_what_they_are_in_peft(gpt2):
     model = cpt(minicpt, gpt2)
-    lora = minicpt.get_peft_model(copy.deepcopy(gpt2), minicpt.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))
+    lora = minicpt.get_peft_model(
+        copy.deepcopy(gpt2), minicpt.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+    )
     for each in (model, lora):
-        assert isinstance(each, minicpt.PeftModel) and isinstance(each, minicpt.PeftModelForCausalLM)
+        assert isinstance(each, minicpt.PeftModel) and isinstance(
+            each, minicpt.PeftModelForCausalLM
+        )
         assert isinstance(each, peft.PeftModel)
     assert isinstance(model.peft_config["default"], minicpt.PeftConfig)
-    assert not isinstance(gpt2, minicpt.PeftModel) and not isinstance(lora.peft_config["default"], minicpt.CPTConfig)
+    assert not isinstance(gpt2, minicpt.PeftModel) and not isinstance(
+        lora.peft_config["default"], minicpt.CPTConfig
+    )
 
 
 def test_get_peft_config_builds_our_config():
-    fields = dict(peft_type="CPT", task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_tokens_type_mask=[1, 4])
+    fields = dict(
+        peft_type="CPT", task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_tokens_type_mask=[1, 4]
+    )
     config = minicpt.get_peft_config(fields)
-    assert isinstance(config, minicpt.CPTConfig) and config.num_virtual_tokens == 2 and config.peft_type == "CPT"
-    other = minicpt.get_peft_config(dict(peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert (
+        isinstance(config, minicpt.CPTConfig)
+        and config.num_virtual_tokens == 2
+        and config.peft_type == "CPT"
+    )
+    other = minicpt.get_peft_config(
+        dict(peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
     assert isinstance(other, minicpt.PromptTuningConfig)
 
 
@@ -114,7 +149,10 @@ class Sentences(torch.utils.data.Dataset):
 
 def collate(features):
     length = max(len(f["input_ids"]) for f in features)
-    batch = {key: torch.tensor([f[key] + [0] * (length - len(f[key])) for f in features]) for key in features[0]}
+    batch = {
+        key: torch.tensor([f[key] + [0] * (length - len(f[key])) for f in features])
+        for key in features[0]
+    }
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return batch
 
@@ -122,11 +160,22 @@ def collate(features):
 def train_and_score(lib, base, folder, batch_size):
     model = cpt(lib, base)
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=batch_size, num_train_epochs=2, learning_rate=0.05, seed=3,
-        use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, remove_unused_columns=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=2,
+        learning_rate=0.05,
+        seed=3,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
     data = Sentences(8)
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=data, data_collator=collate
+    )
     trainer.train()
     losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     model.eval()
@@ -136,7 +185,9 @@ def train_and_score(lib, base, folder, batch_size):
         n = row["labels"].shape[1]
         with torch.no_grad():
             outputs = model(input_ids=row["input_ids"], attention_mask=row["attention_mask"])
-        logits = outputs.logits[..., :-1, :][0, -n + 1 :]  # of n query tokens all but the first are predicted
+        logits = outputs.logits[..., :-1, :][
+            0, -n + 1 :
+        ]  # of n query tokens all but the first are predicted
         is_label = row["input_type_mask"][0, 1:] == 4
         scores.append(logits.log_softmax(-1)[is_label, row["labels"][0, 1:][is_label]].mean())
     return model, losses, torch.stack(scores)
@@ -156,7 +207,9 @@ def test_trainer_and_scoring(gpt2, tmp_path, batch_size):
     assert (delta[types % 4 != 0].norm(dim=1) > 0).all()
     assert (delta.norm(dim=1) <= encoder.get_epsilon() * (1 + 1e-6)).all()
     torch.testing.assert_close(encoder.get_epsilon(), theirs.prompt_encoder.default.get_epsilon())
-    torch.testing.assert_close(delta, theirs.prompt_encoder.default.get_projection(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        delta, theirs.prompt_encoder.default.get_projection(), rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("make", [cpt, pt])
@@ -204,9 +257,16 @@ def test_generate_honours_zeros_of_cpt_mask(gpt2):
     ids = query(1)["input_ids"]
     expected = ids
     for _ in range(4):
-        next_id = model(input_ids=expected, attention_mask=torch.ones_like(expected)).logits[:, -1].argmax(-1)
+        next_id = (
+            model(input_ids=expected, attention_mask=torch.ones_like(expected))
+            .logits[:, -1]
+            .argmax(-1)
+        )
         expected = torch.cat((expected, next_id[:, None]), dim=1)
-    assert torch.equal(model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None), expected)
+    assert torch.equal(
+        model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None),
+        expected,
+    )
 
 
 # ---- what people do to models ---------------------------------------------------------------------------------------
@@ -229,7 +289,9 @@ def test_modes_and_types(gpt2, make):
         outputs.append(model(**copy.deepcopy(batch)))
     assert outputs[0].logits.dtype == outputs[1].logits.dtype == torch.float16
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(outputs[0].loss.float(), outputs[1].loss.float(), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        outputs[0].loss.float(), outputs[1].loss.float(), rtol=1e-2, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("base_dtype", [torch.float16, torch.bfloat16])
@@ -253,7 +315,9 @@ def test_gradient_checkpointing_gives_the_same_gradient(gpt2, reentrant):
         model = cpt(minicpt, gpt2)
         moved(model)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+            )
         model.train()
         model(**query()).loss.backward()
         grads.append(model.prompt_encoder.default.delta_embedding.weight.grad)
@@ -277,8 +341,12 @@ def test_caller_gives_embeddings_instead_of_ids(gpt2):
 
 def test_several_adapters_of_any_name(gpt2):
     """Each adapter computes what PEFT computes with that adapter alone; PEFT knows the name `default` only."""
-    other = dict(cpt_token_ids=[20, 21, 22, 23], cpt_mask=[1] * 4, cpt_tokens_type_mask=[1, 2, 3, 4],
-                 opt_loss_decay_factor=0.5)  # fmt: skip
+    other = dict(
+        cpt_token_ids=[20, 21, 22, 23],
+        cpt_mask=[1] * 4,
+        cpt_tokens_type_mask=[1, 2, 3, 4],
+        opt_loss_decay_factor=0.5,
+    )
     with pytest.raises(KeyError):
         cpt(peft, gpt2, name="first")(**query())
     model = cpt(minicpt, gpt2, name="first")
@@ -296,7 +364,9 @@ def test_several_adapters_of_any_name(gpt2):
     with model.disable_adapter():
         torch.testing.assert_close(model(input_ids=ids).logits, gpt2(ids).logits)
         plain = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert torch.equal(plain, gpt2.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=0))
+    assert torch.equal(
+        plain, gpt2.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    )
     torch.testing.assert_close(model(input_ids=ids).logits, expected["first"].logits)
     with pytest.raises(ValueError, match="not found"):
         model.set_adapter("third")
@@ -326,7 +396,10 @@ def test_finite_but_doubtful_gives_pefts_number_and_one_warning(gpt2, missing):
     "change, message",
     [
         (dict(input_ids=torch.full((2, 7), 60)), "outside the model's vocabulary of 60"),
-        (dict(labels=torch.full((2, 7), 99)), "labels: token ids .* outside the model's vocabulary"),
+        (
+            dict(labels=torch.full((2, 7), 99)),
+            "labels: token ids .* outside the model's vocabulary",
+        ),
         (dict(labels=torch.ones(2, 18, dtype=torch.long)), "labels has shape"),
         (dict(input_type_mask=torch.ones(2, 5, dtype=torch.long)), "input_type_mask has shape"),
         (dict(return_dict=False), "return_dict=True"),
@@ -397,14 +470,16 @@ again = get_peft_config(config.to_dict())
 
 
 def test_a_documentation_example_runs_with_the_import_line_swapped(random_base, tmp_path, capsys):
-    from minicpt.base_models import MICRO
+    from minicpt.engine.base_models import MICRO
 
     random_base.model.save_pretrained(tmp_path / "base")
     results = []
     for script in (SCRIPT, SCRIPT.replace("from peft import", "from minicpt import")):
         names = dict(micro=str(MICRO), base=str(tmp_path / "base"), out=str(tmp_path / "out"))
         exec(script, names)
-        results.append((names["loss"].detach(), names["text"], capsys.readouterr().out, names["again"]))
+        results.append(
+            (names["loss"].detach(), names["text"], capsys.readouterr().out, names["again"])
+        )
     (loss, text, printed, config), ours = results
     torch.testing.assert_close(ours[0], loss)
     assert torch.equal(ours[1], text) and ours[2] == printed and ours[3] == config

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpt.base_models import MICRO
+from minicpt.core.templates import Encoded, Template, build_context, collate, encode, tokenize
+from minicpt.engine.base_models import MICRO
 from minicpt.errors import MiniCPTError
-from minicpt.masks import Encoded, Template, build_context, collate, encode, tokenize
 
 SETTINGS = settings(max_examples=60, deadline=None)
 words = st.text(alphabet="abcdefgh é1.!?", min_size=1, max_size=12).map(str.strip).filter(bool)
@@ -29,7 +29,9 @@ def tokenizer():
     words,
     words,
 )
-def test_pieces_join_to_the_whole_string_and_the_query_is_its_beginning(inp, out, intra, inter, text, label):
+def test_pieces_join_to_the_whole_string_and_the_query_is_its_beginning(
+    inp, out, intra, inter, text, label
+):
     template = Template(inp, out, intra, inter)
     whole = inp.format(text) + intra + out.format(label) + inter
     pieces = template.pieces(text, label)
@@ -43,8 +45,16 @@ def test_roles_of_one_example_written_out(tokenizer):
     (example,) = encode(tokenizer, Template(), [("apple pear", "fruit")])
     tokens = tokenizer.convert_ids_to_tokens(example.ids)
     assert list(zip(tokens, example.types)) == [
-        ("input", 1), (":", 1), ("Ġapple", 2), ("Ġpear", 2), ("Ċ", 0), ("output", 3), (":", 3), ("Ġfruit", 4), ("Ċ", 0)
-    ]  # fmt: skip
+        ("input", 1),
+        (":", 1),
+        ("Ġapple", 2),
+        ("Ġpear", 2),
+        ("Ċ", 0),
+        ("output", 3),
+        (":", 3),
+        ("Ġfruit", 4),
+        ("Ċ", 0),
+    ]
 
 
 @SETTINGS
@@ -62,7 +72,9 @@ def test_pieces_tokenise_as_the_whole_string(tokenizer, rows):
 @given(st.text(max_size=40))
 def test_any_text_can_be_tokenised_and_comes_back(tokenizer, text):
     text = text.encode("utf-8", "ignore").decode()
-    assert tokenizer.decode(tokenize(tokenizer, [text])[0], clean_up_tokenization_spaces=False) == text
+    assert (
+        tokenizer.decode(tokenize(tokenizer, [text])[0], clean_up_tokenization_spaces=False) == text
+    )
 
 
 def test_context_numbers_examples_and_puts_the_instruction_first():

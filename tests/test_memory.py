@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from minicpt import base_models, memory
-from minicpt.base_models import BaseModel, load_base, weightless
 from minicpt.data import load_task, make_split
+from minicpt.engine import base_models, memory
+from minicpt.engine.base_models import BaseModel, load_base, weightless
+from minicpt.engine.prefix import loss_after
 from minicpt.errors import MiniCPTError
-from minicpt.methods import fit
-from minicpt.prefix import loss_after
+from minicpt.methods.fit import fit
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -21,18 +21,34 @@ GIB = 2**30
 
 def build(name, dtype=torch.float32, layers=6):
     """Random weights in an architecture of the paper: middle-sized, so that activations tower over what else moves."""
-    from transformers import (AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2Config, GPTJConfig,
-                              LlamaConfig)  # fmt: skip
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BloomConfig,
+        GPT2Config,
+        GPTJConfig,
+        LlamaConfig,
+    )
 
     tokenizer = AutoTokenizer.from_pretrained(base_models.MICRO)
     common = dict(vocab_size=16000, bos_token_id=1, eos_token_id=1)
     config = {
-        "llama": lambda: LlamaConfig(hidden_size=384, intermediate_size=1344, num_hidden_layers=layers,
-                                     num_attention_heads=6, num_key_value_heads=2, **common),
-        "gptj": lambda: GPTJConfig(n_embd=384, n_layer=layers, n_head=6, rotary_dim=32, n_positions=1024, **common),
+        "llama": lambda: LlamaConfig(
+            hidden_size=384,
+            intermediate_size=1344,
+            num_hidden_layers=layers,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            **common,
+        ),
+        "gptj": lambda: GPTJConfig(
+            n_embd=384, n_layer=layers, n_head=6, rotary_dim=32, n_positions=1024, **common
+        ),
         "bloom": lambda: BloomConfig(hidden_size=384, n_layer=layers, n_head=6, **common),
-        "gpt2": lambda: GPT2Config(n_embd=384, n_layer=layers, n_head=6, n_positions=1024, **common),
-    }[name]()  # fmt: skip
+        "gpt2": lambda: GPT2Config(
+            n_embd=384, n_layer=layers, n_head=6, n_positions=1024, **common
+        ),
+    }[name]()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
     return BaseModel(name, model, tokenizer, name)
@@ -57,22 +73,34 @@ def measure(name, dtype, pipe):
         ids = torch.randint(3, 500, (6, T))
         types = torch.tensor([[2] * (T - 1) + [4]] * 6)
         labels = ids.masked_fill(types != 4, -100)
-        loss_after(base.model, prefix.clone().requires_grad_(), ids, torch.ones_like(ids), types, labels).backward()
+        loss_after(
+            base.model, prefix.clone().requires_grad_(), ids, torch.ones_like(ids), types, labels
+        ).backward()
 
     def score():
-        from minicpt.evaluate import label_scores
-        from minicpt.masks import Encoded
+        from minicpt.core.templates import Encoded
+        from minicpt.engine.scores import label_scores
 
-        label_scores(base.model, prefix, [Encoded([5] * T, [2] * T)] * 32, [[3], [4]], batch_size=32)
+        label_scores(
+            base.model, prefix, [Encoded([5] * T, [2] * T)] * 32, [[3], [4]], batch_size=32
+        )
 
     train_peak, score_peak = grown(train), grown(score)
-    pipe.send((train_peak, memory.training_bytes(base.model, 6, P, T),
-               score_peak, memory.scoring_bytes(base.model, 32, P, T)))  # fmt: skip
+    pipe.send(
+        (
+            train_peak,
+            memory.training_bytes(base.model, 6, P, T),
+            score_peak,
+            memory.scoring_bytes(base.model, 32, P, T),
+        )
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is measured through /proc")
-@pytest.mark.parametrize("name, dtype", [("llama", torch.float32), ("gptj", torch.float32), ("bloom", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("llama", torch.float32), ("gptj", torch.float32), ("bloom", torch.bfloat16)]
+)
 def test_the_estimate_is_on_the_safe_side_and_not_far_off(name, dtype):
     """In a fresh process: what this one has freed before would be taken again without growing."""
     context = multiprocessing.get_context("spawn")
@@ -81,13 +109,17 @@ def test_the_estimate_is_on_the_safe_side_and_not_far_off(name, dtype):
     child.start()
     train, train_estimate, score, score_estimate = ours.recv()
     child.join()
-    print(f"{name} {dtype}: training {train / 2**20:.0f} of {train_estimate / 2**20:.0f} MiB, "
-          f"scoring {score / 2**20:.0f} of {score_estimate / 2**20:.0f} MiB")  # fmt: skip
+    print(
+        f"{name} {dtype}: training {train / 2**20:.0f} of {train_estimate / 2**20:.0f} MiB, "
+        f"scoring {score / 2**20:.0f} of {score_estimate / 2**20:.0f} MiB"
+    )
     assert 0.35 * train_estimate < train < 1.05 * train_estimate
     assert 0.25 * score_estimate < score < 1.05 * score_estimate
 
 
-@pytest.mark.parametrize("name, dtype", [("llama", torch.float32), ("gptj", torch.bfloat16), ("bloom", torch.float16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("llama", torch.float32), ("gptj", torch.bfloat16), ("bloom", torch.float16)]
+)
 def test_a_weightless_model_is_counted_like_the_real_one(name, dtype, tmp_path):
     base = build(name, dtype, layers=2)
     base.model.save_pretrained(tmp_path)
@@ -96,7 +128,10 @@ def test_a_weightless_model_is_counted_like_the_real_one(name, dtype, tmp_path):
     assert empty.device.type == "meta" and empty.dtype == dtype
     assert memory.weight_bytes(empty) == memory.weight_bytes(base.model)
     assert stored == pytest.approx(memory.weight_bytes(empty), rel=0.01)
-    assert memory.weight_bytes(weightless(str(tmp_path), "float32")) == memory.weight_bytes(empty) * 4 // dtype.itemsize
+    assert (
+        memory.weight_bytes(weightless(str(tmp_path), "float32"))
+        == memory.weight_bytes(empty) * 4 // dtype.itemsize
+    )
     for estimate in (memory.training_bytes, memory.scoring_bytes):
         assert estimate(empty, 4, 100, 20) == estimate(base.model, 4, 100, 20)
 
@@ -104,7 +139,9 @@ def test_a_weightless_model_is_counted_like_the_real_one(name, dtype, tmp_path):
 def test_cache_bytes_are_those_of_a_cache():
     base = build("llama", layers=2)
     cache = base.model(inputs_embeds=torch.randn(3, 50, 384), use_cache=True).past_key_values
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    held = sum(
+        t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
+    )
     assert memory.cache_bytes(base.model, 3 * 50) == held
 
 
@@ -121,18 +158,22 @@ def test_less_memory_means_fewer_rows_and_none_is_refused(monkeypatch, random_ba
         rows.append(memory.rows_that_fit(random_base.model, CPU, 200, 40, 4))
     assert rows[0] == 64 and rows == sorted(rows, reverse=True) and 1 <= rows[-1] < 64
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**16)
-    with pytest.raises(MiniCPTError, match=r"One row of 200 \+ 40 tokens needs about .* GiB.*Use fewer shots"):
+    with pytest.raises(
+        MiniCPTError, match=r"One row of 200 \+ 40 tokens needs about .* GiB.*Use fewer shots"
+    ):
         memory.rows_that_fit(random_base.model, CPU, 200, 40, 4)
 
 
 @pytest.mark.parametrize("method", ["icl", "pt", "ipt", "lora", "cpt"])
-def test_the_plan_lowers_the_rows_before_the_first_step_and_the_numbers_stay(method, monkeypatch, random_base):
+def test_the_plan_lowers_the_rows_before_the_first_step_and_the_numbers_stay(
+    method, monkeypatch, random_base
+):
     split = make_split(load_task("trec"), 4, seed=0, n_test=12)
     hp = {} if method == "icl" else {"epochs": 2, "batch_size": 4}
     queries = [text for text, _ in split.queries]
     found = []
     for rows in (64, 1):
-        monkeypatch.setattr("minicpt.methods.rows_that_fit", lambda *args, rows=rows: rows)
+        monkeypatch.setattr("minicpt.methods.fit.rows_that_fit", lambda *args, rows=rows: rows)
         predictor = fit(method, random_base, split, hp)
         found.append((predictor.history, predictor.scores(queries)[0]))
         predictor.close()
@@ -146,11 +187,15 @@ def test_weights_that_do_not_fit_are_refused_with_the_dtype_that_would(tmp_path,
     base.tokenizer.save_pretrained(tmp_path)
     need = memory.weight_bytes(base.model)
     monkeypatch.setattr(memory, "free_memory", lambda device: need * 3 // 4)
-    with pytest.raises(MiniCPTError, match="for its weights in float32, cpu has .* Use --dtype bfloat16"):
+    with pytest.raises(
+        MiniCPTError, match="for its weights in float32, cpu has .* Use --dtype bfloat16"
+    ):
         load_base(str(tmp_path), "cpu")
     assert load_base(str(tmp_path), "cpu", "bfloat16").model.dtype == torch.bfloat16
     monkeypatch.setattr(memory, "free_memory", lambda device: need // 4)
-    with pytest.raises(MiniCPTError, match="--device auto .spread over devices., or a smaller model"):
+    with pytest.raises(
+        MiniCPTError, match="--device auto .spread over devices., or a smaller model"
+    ):
         load_base(str(tmp_path), "cpu")
 
 
@@ -163,15 +208,20 @@ def test_a_device_that_is_not_there_is_said():
 
 def test_device_map_spreads_a_model_and_scores_stay():
     split = make_split(load_task("trec"), 2, seed=0, n_test=6)
-    scores = [fit("icl", load_base(device=device), split).scores([t for t, _ in split.queries])[0]
-              for device in ("cpu", "auto")]  # fmt: skip
+    scores = [
+        fit("icl", load_base(device=device), split).scores([t for t, _ in split.queries])[0]
+        for device in ("cpu", "auto")
+    ]
     torch.testing.assert_close(*scores)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["zero", "icl", "pt", "ipt", "lora", "cpt", "cpt_instr"])
 def test_every_method_runs_in_half_precision(method, dtype):
-    base, split = load_base(dtype=dtype, device="cpu"), make_split(load_task("trec"), 2, seed=0, n_test=12)
+    base, split = (
+        load_base(dtype=dtype, device="cpu"),
+        make_split(load_task("trec"), 2, seed=0, n_test=12),
+    )
     predictor = fit(method, base, split, {} if method in ("zero", "icl") else {"epochs": 2})
     raw, _ = predictor.scores([text for text, _ in split.queries])
     predictor.close()
@@ -183,7 +233,9 @@ def test_a_failed_allocation_is_recognised():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**55)
     assert memory.is_out_of_memory(failed.value)
-    assert memory.is_out_of_memory(torch.OutOfMemoryError()) and memory.is_out_of_memory(MemoryError())
+    assert memory.is_out_of_memory(torch.OutOfMemoryError()) and memory.is_out_of_memory(
+        MemoryError()
+    )
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

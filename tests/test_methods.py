@@ -6,17 +6,30 @@ import warnings
 import pytest
 import torch
 
-from minicpt import data, methods, trainers
+from minicpt import data
+from minicpt.core.templates import Encoded
+from minicpt.core.train import Recipe, train
+from minicpt.engine.scores import accuracy, calibrate, check_candidates, label_scores
 from minicpt.errors import MiniCPTError, TrainingDiverged
-from minicpt.evaluate import accuracy, calibrate, check_candidates, label_scores
-from minicpt.masks import Encoded
-from minicpt.train import Recipe, train
+from minicpt.methods import fit, registry, trainers
 
 HP = {
-    "lr": 0.02, "epochs": 2, "batch_size": 0, "tokens": 4, "init": "SAMPLE_VOCAB", "rank": 2, "alpha": 4,
-    "bottleneck": 8, "activation_lr": 1e-4, "epsilon": 0.5, "epsilon_format": 0.5, "epsilon_unit": "mean_norm", "decay": 0.95, "context_weight": 1.0,
-}  # fmt: skip
-TRAINED = [m for m, spec in methods.METHODS.items() if spec.trains]
+    "lr": 0.02,
+    "epochs": 2,
+    "batch_size": 0,
+    "tokens": 4,
+    "init": "SAMPLE_VOCAB",
+    "rank": 2,
+    "alpha": 4,
+    "bottleneck": 8,
+    "activation_lr": 1e-4,
+    "epsilon": 0.5,
+    "epsilon_format": 0.5,
+    "epsilon_unit": "mean_norm",
+    "decay": 0.95,
+    "context_weight": 1.0,
+}
+TRAINED = [m for m, spec in registry.METHODS.items() if spec.trains]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,11 @@ def plain_scores(model, prefix_ids, queries, candidates, how):
                 log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             first = len(ids) - len(candidate)
             tokens = [log_p[first + t - 1, token].item() for t, token in enumerate(candidate)]
-            scores[n, c] = {"mean": sum(tokens) / len(tokens), "sum": sum(tokens), "first": tokens[0]}[how]
+            scores[n, c] = {
+                "mean": sum(tokens) / len(tokens),
+                "sum": sum(tokens),
+                "first": tokens[0],
+            }[how]
     return scores
 
 
@@ -72,8 +89,15 @@ def opt():
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
-    config = OPTConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
-                       max_position_embeddings=64, word_embed_proj_dim=16)  # fmt: skip
+    config = OPTConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=32,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+    )
     return OPTForCausalLM(config).eval()
 
 
@@ -101,11 +125,13 @@ def test_unknown_label_score(gpt2):
 # ---- methods --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_scores_every_query_and_leaves_the_base_model_as_it_was(random_base, split, method):
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_every_method_scores_every_query_and_leaves_the_base_model_as_it_was(
+    random_base, split, method
+):
     before = {k: v.clone() for k, v in random_base.model.state_dict().items()}
     state = torch.random.get_rng_state()
-    predictor = methods.fit(method, random_base, split, HP)
+    predictor = fit.fit(method, random_base, split, HP)
     raw, calibrated = predictor.scores(texts_of(split))
     predictor.close()
     assert raw.shape == calibrated.shape == (12, 6)
@@ -120,7 +146,7 @@ def test_every_method_scores_every_query_and_leaves_the_base_model_as_it_was(ran
 @pytest.mark.parametrize("method", TRAINED)
 def test_training_lowers_the_loss_and_is_reproducible(random_base, split, method):
     def run():
-        predictor = methods.fit(method, random_base, split, {**HP, "epochs": 8})
+        predictor = fit.fit(method, random_base, split, {**HP, "epochs": 8})
         scores = predictor.scores(texts_of(split))[0]
         predictor.close()
         return predictor.history, scores
@@ -132,10 +158,11 @@ def test_training_lowers_the_loss_and_is_reproducible(random_base, split, method
 
 def test_icl_is_the_written_out_prompt(random_base, split):
     """ICL's scores are those of the text that a person would type."""
-    predictor = methods.fit("icl", random_base, split)
+    predictor = fit.fit("icl", random_base, split)
     t = split.template
     prompt = "".join(
-        t.input.format(x) + t.intra + t.output.format(split.verbalizers[y]) + t.inter for x, y in split.shots
+        t.input.format(x) + t.intra + t.output.format(split.verbalizers[y]) + t.inter
+        for x, y in split.shots
     )
     text, _ = split.queries[0]
     whole = prompt + t.input.format(text) + t.intra + t.output.split("{}")[0].rstrip()
@@ -150,32 +177,40 @@ def test_icl_is_the_written_out_prompt(random_base, split):
 
 def test_cpt_with_no_room_to_move_is_icl(random_base, split):
     """ "As epsilon goes to 0, CPT becomes ICL" (paper 3.2.2)."""
-    icl = methods.fit("icl", random_base, split).scores(texts_of(split))[0]
-    tiny = methods.fit("cpt", random_base, split, {**HP, "epsilon": 0.0, "epsilon_format": 0.0})
+    icl = fit.fit("icl", random_base, split).scores(texts_of(split))[0]
+    tiny = fit.fit("cpt", random_base, split, {**HP, "epsilon": 0.0, "epsilon_format": 0.0})
     torch.testing.assert_close(tiny.scores(texts_of(split))[0], icl)
-    moved = methods.fit("cpt", random_base, split, HP).scores(texts_of(split))[0]
+    moved = fit.fit("cpt", random_base, split, HP).scores(texts_of(split))[0]
     assert not torch.allclose(moved, icl, atol=1e-3)
 
 
 def test_cpt_moves_tokens_inside_their_balls_and_labels_not_at_all(random_base, split):
-    start = methods.fit("icl", random_base, split).prefix[0]
-    predictor = methods.fit("cpt", random_base, split, {**HP, "lr": 1.0, "epsilon": 0.3, "epsilon_format": 0.1})
+    start = fit.fit("icl", random_base, split).prefix[0]
+    predictor = fit.fit(
+        "cpt", random_base, split, {**HP, "lr": 1.0, "epsilon": 0.3, "epsilon_format": 0.1}
+    )
     moved = (predictor.prefix[0] - start).norm(dim=1)
-    shots = methods.encode(random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots])
-    types = torch.tensor(methods.build_context(shots).types)
+    shots = fit.encode(
+        random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
+    )
+    types = torch.tensor(fit.build_context(shots).types)
     unit = random_base.model.get_input_embeddings().weight.norm(dim=1).mean()
     assert (moved[(types % 4 == 0)] == 0).all()  # separators and labels
-    assert (moved[types % 4 == 2] <= 0.3 * unit + 1e-4).all() and (moved[types % 4 == 2] > 0.2 * unit).any()
+    assert (moved[types % 4 == 2] <= 0.3 * unit + 1e-4).all() and (
+        moved[types % 4 == 2] > 0.2 * unit
+    ).any()
     assert (moved[(types % 4 == 1) | (types % 4 == 3)] <= 0.1 * unit + 1e-4).all()
 
 
 def test_cpt_loss_at_the_start_is_the_papers_sum(random_base, split):
     """First loss = mean over training examples of [context labels with decay + own label], by plain forwards."""
-    predictor = methods.fit("cpt", random_base, split, {**HP, "epochs": 1})
-    shots = methods.encode(random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots])
+    predictor = fit.fit("cpt", random_base, split, {**HP, "epochs": 1})
+    shots = fit.encode(
+        random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
+    )
     K, total = len(shots), 0.0
     for row in shots:
-        sequence = methods.build_context([*shots, row])
+        sequence = fit.build_context([*shots, row])
         with torch.no_grad():
             log_p = random_base.model(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
         for k in range(1, K + 2):
@@ -185,13 +220,13 @@ def test_cpt_loss_at_the_start_is_the_papers_sum(random_base, split):
 
 
 def test_instruction_stands_where_we_say(random_base, split):
-    ids = methods.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0]
+    ids = fit.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0]
     embedded = random_base.embed(ids)[0]
     zero_lr = {**HP, "lr": 0.0}
     for method in ("pt_instr", "ipt_instr", "cpt_instr"):
-        prefix = methods.fit(method, random_base, split, zero_lr).prefix[0]
+        prefix = fit.fit(method, random_base, split, zero_lr).prefix[0]
         torch.testing.assert_close(prefix[: len(ids)], embedded)
-    assert len(methods.fit("pt_instr", random_base, split, zero_lr).prefix[0]) == len(ids)
+    assert len(fit.fit("pt_instr", random_base, split, zero_lr).prefix[0]) == len(ids)
 
 
 # ---- long texts, bad input ------------------------------------------------------------------------------------------
@@ -200,40 +235,52 @@ def test_instruction_stands_where_we_say(random_base, split):
 def test_long_texts_are_cut_to_fit_and_it_is_said(random_base):
     task = data.load_task("trec")
     shots = [(("why " * 300).strip(), "entity"), ("where is it", "location")]
-    split = data.Split("trec", shots, [(("who " * 300).strip(), "human")], task.verbalizers, task.templates[0], "", 0)
+    split = data.Split(
+        "trec",
+        shots,
+        [(("who " * 300).strip(), "human")],
+        task.verbalizers,
+        task.templates[0],
+        "",
+        0,
+    )
     with pytest.warns(UserWarning, match="2 of 3 texts were cut to .* labels are never cut"):
-        predictor = methods.fit("icl", random_base, split)
+        predictor = fit.fit("icl", random_base, split)
     (query,) = predictor.encode_queries([split.queries[0][0]])
     assert predictor.prefix.shape[1] + len(query) + 1 <= 512
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cut = methods.fit("icl", random_base, split, max_length=60)
+        cut = fit.fit("icl", random_base, split, max_length=60)
     assert cut.prefix.shape[1] + len(cut.encode_queries([split.queries[0][0]])[0]) + 1 <= 60
-    label = methods.tokenize(random_base.tokenizer, [" entity"])[0]
+    label = fit.tokenize(random_base.tokenizer, [" entity"])[0]
     embedded = random_base.embed(label)[0, 0]
     assert any(torch.equal(row, embedded) for row in cut.prefix[0])  # the label is still there
     with pytest.raises(MiniCPTError, match="does not fit"):
-        methods.fit("icl", random_base, split, max_length=10)
+        fit.fit("icl", random_base, split, max_length=10)
 
 
 def test_cut_length_is_the_longest_that_fits():
     shots = [Encoded([0] * n, [2] * (n - 2) + [3, 4]) for n in (5, 20, 9)]
     queries = [Encoded([0] * n, [2] * (n - 1) + [3]) for n in (3, 30)]
     for limit in range(13, 64):
-        cap = methods.fit_text_length(2, shots, queries, limit)
+        cap = fit.fit_text_length(2, shots, queries, limit)
 
         def total(cap):
-            return 2 + sum(min(n - 2, cap) + 2 for n in (5, 20, 9)) + max(min(n - 1, cap) + 1 for n in (3, 30))
+            return (
+                2
+                + sum(min(n - 2, cap) + 2 for n in (5, 20, 9))
+                + max(min(n - 1, cap) + 1 for n in (3, 30))
+            )
 
         assert total(math.inf) <= limit if cap is None else total(cap) <= limit < total(cap + 1)
 
 
 def test_unknown_method_and_missing_instruction(random_base, split):
     with pytest.raises(MiniCPTError, match="Unknown method 'ctp'. Did you mean 'cpt'"):
-        methods.fit("ctp", random_base, split)
+        fit.fit("ctp", random_base, split)
     bare = data.Split("t", split.shots, split.queries, split.verbalizers, split.template, "", 0)
     with pytest.raises(MiniCPTError, match="needs an instruction"):
-        methods.fit("cpt_instr", random_base, bare, HP)
+        fit.fit("cpt_instr", random_base, bare, HP)
 
 
 def test_divergence_stops_at_once_and_lora_is_taken_off_again(random_base, split, monkeypatch):
@@ -246,9 +293,11 @@ def test_divergence_stops_at_once_and_lora_is_taken_off_again(random_base, split
     with pytest.raises(TrainingDiverged, match="nan at step 3 of 10"):
         train(loss_of, [torch.zeros(1, requires_grad=True)], 4, Recipe(0.1, 10), torch.Generator())
     assert len(calls) == 3
-    monkeypatch.setattr(trainers, "label_loss", lambda *_, **__: torch.tensor(math.inf, requires_grad=True))
+    monkeypatch.setattr(
+        trainers, "label_loss", lambda *_, **__: torch.tensor(math.inf, requires_grad=True)
+    )
     with pytest.raises(TrainingDiverged, match="inf at step 1"):
-        methods.fit("lora", random_base, split, HP)
+        fit.fit("lora", random_base, split, HP)
     assert not any("lora" in name for name, _ in random_base.model.named_modules())
 
 
@@ -259,7 +308,13 @@ def test_epochs_pass_once_over_all_rows():
         seen.append(chosen)
         return torch.ones((), requires_grad=True) * 1.0
 
-    train(loss_of, [torch.zeros(1, requires_grad=True)], 5, Recipe(0.1, 3, batch_size=2), torch.Generator())
+    train(
+        loss_of,
+        [torch.zeros(1, requires_grad=True)],
+        5,
+        Recipe(0.1, 3, batch_size=2),
+        torch.Generator(),
+    )
     assert [len(s) for s in seen] == [2, 2, 1] * 3
     for epoch in range(3):
         assert sorted(i for s in seen[3 * epoch : 3 * epoch + 3] for i in s) == list(range(5))

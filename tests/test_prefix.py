@@ -13,10 +13,10 @@ from test_architectures import ARCHITECTURES, COMMON, CONTEXT, D, V, base
 from test_core import contexts
 
 import minicpt
-from minicpt import prefix as engine
-from minicpt.evaluate import label_scores
-from minicpt.loss import label_loss, token_weights
-from minicpt.masks import Encoded
+from minicpt.core.loss import label_loss, token_weights
+from minicpt.core.templates import Encoded
+from minicpt.engine import prefix as engine
+from minicpt.engine.scores import label_scores
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def runs(monkeypatch):
         seen.append((*embeds.shape[:2], output[0].shape[0] * output[0].shape[1]))
         return output
 
-    for module in ("prefix", "evaluate"):
-        monkeypatch.setattr(f"minicpt.{module}.run", counting)
+    for module in ("prefix", "scores"):
+        monkeypatch.setattr(f"minicpt.engine.{module}.run", counting)
     return seen
 
 
@@ -46,19 +46,31 @@ def wrap(model, kind, context=CONTEXT, **options):
     """CPT or a soft prompt on a model, moved away from where it starts."""
     if kind == "cpt":
         ids, types = context
-        config = minicpt.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=ids, cpt_tokens_type_mask=types,
-                                   **{"cpt_mask": [1] * len(ids), "opt_projection_epsilon": 3.0,
-                                      "opt_projection_format_epsilon": 2.0} | options)  # fmt: skip
+        config = minicpt.CPTConfig(
+            task_type="CAUSAL_LM",
+            cpt_token_ids=ids,
+            cpt_tokens_type_mask=types,
+            **{
+                "cpt_mask": [1] * len(ids),
+                "opt_projection_epsilon": 3.0,
+                "opt_projection_format_epsilon": 2.0,
+            }
+            | options,
+        )
     else:
         config = minicpt.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
     wrapped = minicpt.get_peft_model(model, config)
-    weight_of(wrapped).data = torch.randn(weight_of(wrapped).shape, generator=torch.Generator().manual_seed(1))
+    weight_of(wrapped).data = torch.randn(
+        weight_of(wrapped).shape, generator=torch.Generator().manual_seed(1)
+    )
     return wrapped
 
 
 def weight_of(wrapped):
     encoder = wrapped.prompt_encoder.default
-    return (encoder.delta_embedding if hasattr(encoder, "delta_embedding") else encoder.embedding).weight
+    return (
+        encoder.delta_embedding if hasattr(encoder, "delta_embedding") else encoder.embedding
+    ).weight
 
 
 def both_ways(wrapped, batch):
@@ -69,7 +81,13 @@ def both_ways(wrapped, batch):
         wrapped.zero_grad()
         output = wrapped(**batch)
         output.loss.backward()
-        results.append((output.loss.detach(), weight_of(wrapped).grad.clone(), wrapped(**batch).logits.detach()))
+        results.append(
+            (
+                output.loss.detach(),
+                weight_of(wrapped).grad.clone(),
+                wrapped(**batch).logits.detach(),
+            )
+        )
     return results
 
 
@@ -94,7 +112,12 @@ def ragged(rows, padding, seed, context=0):
         types = torch.tensor(([2] * n)[: n - 4] + [3, 0, 4, 4])
         left = padding == "left" or (padding == "mixed" and row % 2)
         where = slice(T - n, T) if left else slice(0, n)
-        for name, value in (("input_ids", ids), ("attention_mask", 1), ("labels", ids), ("input_type_mask", types)):
+        for name, value in (
+            ("input_ids", ids),
+            ("attention_mask", 1),
+            ("labels", ids),
+            ("input_type_mask", types),
+        ):
             batch[name][row, where] = value
     return batch
 
@@ -108,7 +131,9 @@ def ragged(rows, padding, seed, context=0):
     st.sampled_from(["cpt", "pt"]),
     st.integers(1, 16),
     st.sampled_from(["left", "right", "mixed"]),
-    st.sampled_from([0, 3]),  # tokens common to all rows: IPT's context, CPT with an instruction in the query
+    st.sampled_from(
+        [0, 3]
+    ),  # tokens common to all rows: IPT's context, CPT with an instruction in the query
     st.sampled_from(
         [
             {},
@@ -116,25 +141,31 @@ def ragged(rows, padding, seed, context=0):
             {"opt_context_loss_weight": 0.0},
             {"opt_weighted_loss_type": "decay", "opt_loss_decay_factor": 0.7},
         ]
-    ),  # fmt: skip
+    ),
     contexts(),
     st.booleans(),
     st.integers(0, 10**6),
 )
-def test_the_plain_forwards_loss_gradient_and_logits(name, kind, rows, padding, common, options, context, hole, seed):
+def test_the_plain_forwards_loss_gradient_and_logits(
+    name, kind, rows, padding, common, options, context, hole, seed
+):
     mask = [1] * len(context[0])
     if hole and len(mask) > 2:
         mask[1] = 0  # cpt_mask hides a token of the context
     batch = ragged(rows, padding, seed, common)
     if kind == "pt":
         del batch["input_type_mask"]
-    assert_equal(*both_ways(wrap(copy.deepcopy(base(name)), kind, context, cpt_mask=mask, **options), batch))
+    assert_equal(
+        *both_ways(wrap(copy.deepcopy(base(name)), kind, context, cpt_mask=mask, **options), batch)
+    )
 
 
 @pytest.mark.parametrize("window", [4, 8, 9, 10, 20])
 def test_a_sliding_window_shorter_than_the_prefix(window, runs):
     torch.manual_seed(0)
-    config = transformers.MistralConfig(**COMMON | {"sliding_window": window}, initializer_range=0.3)
+    config = transformers.MistralConfig(
+        **COMMON | {"sliding_window": window}, initializer_range=0.3
+    )
     wrapped = wrap(transformers.MistralForCausalLM(config).eval(), "cpt")
     for padding in ("left", "right"):
         assert_equal(*both_ways(wrapped, ragged(4, padding, 3, context=6)))
@@ -147,13 +178,19 @@ def test_every_architecture_shares_and_is_exact(name, runs):
     assert_equal(*both_ways(wrapped, batch))
     P, T = len(CONTEXT[0]), batch["input_ids"].shape[1]
     labels = 2 + 4 * 2  # two labels of one token in the context, one of two tokens in each row
-    assert (1, P, 0) in runs and (4, T, labels) in runs  # the prompt once; the head at the labels and nowhere else
+    assert (1, P, 0) in runs and (
+        4,
+        T,
+        labels,
+    ) in runs  # the prompt once; the head at the labels and nowhere else
 
 
 def test_common_first_tokens_are_run_once(runs):
     batch = ragged(3, "right", 1, context=20)
     wrapped = wrap(copy.deepcopy(base("Llama")), "pt")
-    wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    wrapped(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+    )
     assert (1, 25, 0) in runs and (3, 9) in [r[:2] for r in runs]
 
 
@@ -206,17 +243,32 @@ def test_logits_are_computed_when_they_are_read(runs):
     output = wrapped(**batch)
     n, kinds = len(runs), ["loss"]
     assert output[0] is output.loss is output["loss"] and len(runs) == n
-    assert list(output.keys()) == kinds and len(runs) == n  # while training, a list of what is there reads nothing
+    assert (
+        list(output.keys()) == kinds and len(runs) == n
+    )  # while training, a list of what is there reads nothing
     logits = output.logits
-    assert len(runs) == n + 1 and output.logits is logits and output["logits"] is logits and len(runs) == n + 1
+    assert (
+        len(runs) == n + 1
+        and output.logits is logits
+        and output["logits"] is logits
+        and len(runs) == n + 1
+    )
     assert list(output.keys()) == [*kinds, "logits"]
     with torch.no_grad():
         output = wrapped(**batch)
-    assert list(output.keys()) == ["loss", "logits", "past_key_values"] and output[1] is output.logits
+    assert (
+        list(output.keys()) == ["loss", "logits", "past_key_values"] and output[1] is output.logits
+    )
     torch.testing.assert_close(output.logits, logits)
-    assert {**output}.keys() == dict(output.items()).keys() == set(output) and "logits" in output and len(output) == 3
+    assert (
+        {**output}.keys() == dict(output.items()).keys() == set(output)
+        and "logits" in output
+        and len(output) == 3
+    )
     assert torch.equal(pickle.loads(pickle.dumps(output)).logits, output.logits)
-    assert torch.equal(type(output)(dict(output)).logits, output.logits)  # accelerate builds one anew like this
+    assert torch.equal(
+        type(output)(dict(output)).logits, output.logits
+    )  # accelerate builds one anew like this
     with pytest.raises(KeyError):
         output["no_such_field"]
 
@@ -227,7 +279,9 @@ def test_a_loss_of_ones_own_from_the_logits():
     for shared in (False, True):
         wrapped.shared_prefix = shared
         wrapped.zero_grad()
-        logits = wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 5:]
+        logits = wrapped(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits[:, 5:]
         label_loss(logits, batch["labels"], batch["input_type_mask"], reduction="sum").backward()
         grads.append(weight_of(wrapped).grad.clone())
     assert_equal(grads[:1], grads[1:])
@@ -254,7 +308,10 @@ def test_logits_to_keep(keep, grad, runs):
 def test_calls_that_ask_for_more_take_the_plain_forward(option, runs):
     wrapped, batch = wrap(copy.deepcopy(base("GPT2")), "pt"), ragged(2, "left", 3)
     del batch["input_type_mask"]
-    assert len(wrapped(**batch, **option)[1 if "return_dict" in option else "logits"]) == 2 and not runs
+    assert (
+        len(wrapped(**batch, **option)[1 if "return_dict" in option else "logits"]) == 2
+        and not runs
+    )
     wrapped.base_model.loss_function = lambda logits, labels, **kwargs: logits.sum() * 0 + 7
     assert wrapped(**batch).loss == 7 and not runs
 
@@ -324,7 +381,9 @@ def hide_a_token(wrapped):
 CHANGES = {
     "a step of the optimiser": optimizer_step,
     "delta, behind torch's back": lambda w: weight_of(w).data.mul_(0.01),
-    "the centre, behind torch's back": lambda w: w.prompt_encoder.default.embedding.weight.data.mul_(1.5),
+    "the centre, behind torch's back": lambda w: (
+        w.prompt_encoder.default.embedding.weight.data.mul_(1.5)
+    ),
     "a weight in place": lambda w: layer_weight(w).mul_(1.5),
     "a weight through a view": lambda w: layer_weight(w)[0].mul_(5),
     "weight.data = ... twice": set_data_twice,
@@ -346,7 +405,9 @@ def test_the_kept_cache_is_never_stale(change):
     with torch.set_grad_enabled("optimiser" in change):
         CHANGES[change](wrapped)
     after = answer(wrapped)
-    assert after.dtype != before.dtype or not torch.allclose(after, before, atol=1e-4)  # the change matters ...
+    assert after.dtype != before.dtype or not torch.allclose(
+        after, before, atol=1e-4
+    )  # the change matters ...
     torch.testing.assert_close(after, answer(wrapped, shared=False))  # ... and was seen
 
 
@@ -357,10 +418,14 @@ def test_no_sequence_of_changes_leaves_it_stale(changes):
     for change in changes:
         if "adapter" in change and "other" in wrapped.peft_config:
             wrapped.set_adapter("default" if wrapped.active_adapter == "other" else "other")
-        elif "layer" not in change and not (wrapped.active_adapter == "other" and change in ("cpt_mask",)):
+        elif "layer" not in change and not (
+            wrapped.active_adapter == "other" and change in ("cpt_mask",)
+        ):
             with torch.set_grad_enabled("optimiser" in change):
                 CHANGES[change](wrapped)
-        torch.testing.assert_close(answer(wrapped), answer(wrapped, shared=False), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            answer(wrapped), answer(wrapped, shared=False), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_the_prefix_is_run_once_for_many_calls(runs):
@@ -434,8 +499,13 @@ def test_generation_starts_from_the_cache(name, how, runs):
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("name", ["Llama", "Bloom", "Gemma2", "Mistral"])
 def test_scores_are_the_plain_forwards(name, padding):
-    ids, types = [CONTEXT[0] * 4, CONTEXT[1] * 4] if name == "Mistral" else CONTEXT  # 36 tokens, window of 32
-    wrapped, candidates = wrap(copy.deepcopy(base(name)), "cpt", (ids, types)).eval(), [[5], [6, 7], [6, 8], [9, 1, 2]]
+    ids, types = (
+        [CONTEXT[0] * 4, CONTEXT[1] * 4] if name == "Mistral" else CONTEXT
+    )  # 36 tokens, window of 32
+    wrapped, candidates = (
+        wrap(copy.deepcopy(base(name)), "cpt", (ids, types)).eval(),
+        [[5], [6, 7], [6, 8], [9, 1, 2]],
+    )
     batch = ragged(5, padding, 4)
     expected = torch.empty(5, 4)
     prompt = wrapped.get_prompt(1).detach()[0]
@@ -467,17 +537,25 @@ def test_scoring_errors():
 
 def odd_models():
     torch.manual_seed(0)
-    dynamic = COMMON | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}
+    dynamic = COMMON | {
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    }
     dynamic["max_position_embeddings"] = 12  # [prompt, query] is longer, the prompt is not
     return {
         "keys and values": transformers.MambaForCausalLM(
             transformers.MambaConfig(  # PEFT wants to know the heads, and does not use them
-                vocab_size=V, hidden_size=D, state_size=4, num_hidden_layers=2, num_attention_heads=1
+                vocab_size=V,
+                hidden_size=D,
+                state_size=4,
+                num_hidden_layers=2,
+                num_attention_heads=1,
             )
         ),
         "rotary frequencies": transformers.LlamaForCausalLM(transformers.LlamaConfig(**dynamic)),
         "not a cache": transformers.OpenAIGPTLMHeadModel(
-            transformers.OpenAIGPTConfig(vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64)
+            transformers.OpenAIGPTConfig(
+                vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64
+            )
         ),
         "gradient checkpointing": transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)),
     }
@@ -504,21 +582,33 @@ def test_models_that_cannot_share_say_so_once_and_are_exact(reason, runs):
             Encoded(r[m.bool()].tolist(), [0] * int(m.sum()))
             for r, m in zip(batch["input_ids"], batch["attention_mask"])
         ]
-        one_by_one = [label_scores(model, wrapped.get_prompt(1).detach(), [row], [[5], [6, 7]]) for row in rows]
+        one_by_one = [
+            label_scores(model, wrapped.get_prompt(1).detach(), [row], [[5], [6, 7]])
+            for row in rows
+        ]
         torch.testing.assert_close(scores, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
 
 
 def test_the_weights_of_the_loss_are_those_of_token_weights():
     """`prompted` with weights at random positions is that weighted sum of cross-entropies."""
     model, generator = copy.deepcopy(base("GPT2")), torch.Generator().manual_seed(0)
-    prompt, ids = torch.randn(1, 6, D, generator=generator), torch.randint(0, V, (3, 10), generator=generator)
+    prompt, ids = (
+        torch.randn(1, 6, D, generator=generator),
+        torch.randint(0, V, (3, 10), generator=generator),
+    )
     queries, labels = model.get_input_embeddings()(ids[:, 6:]), ids
     weights = torch.rand(3, 9, generator=generator) * (torch.rand(3, 9, generator=generator) < 0.5)
     output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
     logits = model(inputs_embeds=torch.cat((prompt.expand(3, -1, -1), queries), dim=1)).logits
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+    )
     torch.testing.assert_close(output.loss, (losses * weights).sum())
-    types = torch.where(torch.rand(3, 10, generator=generator) < 0.5, torch.tensor([1, 2, 3, 4, 4, 5, 6, 7, 8, 8]), 0)
+    types = torch.where(
+        torch.rand(3, 10, generator=generator) < 0.5,
+        torch.tensor([1, 2, 3, 4, 4, 5, 6, 7, 8, 8]),
+        0,
+    )
     options = (0.9, "sum", 0.5)  # decay, reduction, weight of all labels but the last
     labels = labels.masked_fill(types % 4 > 0, -100).masked_fill(types == 0, -100)
     weights = token_weights(labels[:, 1:], types[:, 1:], *options)

@@ -18,7 +18,7 @@ from test_core import configs, contexts
 from test_import_swap import CONTEXT_IDS, Sentences, collate, cpt, moved, pt, query
 
 import minicpt
-from minicpt import saving
+from minicpt.dropin import saving
 from minicpt.errors import MiniCPTError
 
 BOTH = (peft, minicpt)
@@ -67,12 +67,17 @@ def test_logits_survive(gpt2, make, source, target, tmp_path):
     if target is minicpt:
         assert isinstance(loaded, minicpt.PeftModelForCausalLM)
         ids = query()["input_ids"]
-        a, b = (m.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0) for m in (model, loaded))
+        a, b = (
+            m.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+            for m in (model, loaded)
+        )
         assert torch.equal(a, b)
 
 
 @settings(max_examples=15, deadline=None)
-@example(([0], [4]), "Gemma", True, 0.0)  # a padding token: its embedding is zero, so nothing hides rounding
+@example(
+    ([0], [4]), "Gemma", True, 0.0
+)  # a padding token: its embedding is zero, so nothing hides rounding
 @given(contexts(), st.sampled_from(sorted(ARCHITECTURES)), st.booleans(), st.floats(0, 3))
 def test_any_context_comes_back_bit_equal(context, name, trainable, epsilon):
     _, config = configs(*context, opt_projection_epsilon=epsilon)
@@ -80,7 +85,9 @@ def test_any_context_comes_back_bit_equal(context, name, trainable, epsilon):
     moved(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = minicpt.PeftModel.from_pretrained(copy.deepcopy(base(name)), folder, is_trainable=trainable)
+        loaded = minicpt.PeftModel.from_pretrained(
+            copy.deepcopy(base(name)), folder, is_trainable=trainable
+        )
     assert torch.equal(logits(loaded), logits(model))
 
 
@@ -96,9 +103,15 @@ def test_either_kind_trains_further(gpt2, make, source, tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
     if make is cpt:
         encoder = loaded.prompt_encoder.default
-        assert torch.equal(encoder.embedding.weight, gpt2.get_input_embeddings().weight[CONTEXT_IDS])
-        torch.testing.assert_close(encoder.get_projection(), model.prompt_encoder.default.get_projection())
-    torch.testing.assert_close(logits(train(loaded, 4, 1.0)), logits(train(model, 4, 1.0)), rtol=1e-4, atol=1e-5)
+        assert torch.equal(
+            encoder.embedding.weight, gpt2.get_input_embeddings().weight[CONTEXT_IDS]
+        )
+        torch.testing.assert_close(
+            encoder.get_projection(), model.prompt_encoder.default.get_projection()
+        )
+    torch.testing.assert_close(
+        logits(train(loaded, 4, 1.0)), logits(train(model, 4, 1.0)), rtol=1e-4, atol=1e-5
+    )
     with pytest.raises(ValueError, match="trainable"):
         peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path, is_trainable=True)
 
@@ -106,17 +119,30 @@ def test_either_kind_trains_further(gpt2, make, source, tmp_path):
 @pytest.mark.parametrize("name", ["Bloom", "Gemma2", "OPT"])
 def test_both_ways_on_other_architectures(name, tmp_path):
     for source, target in ((minicpt, peft), (peft, minicpt)):
-        model = source.get_peft_model(copy.deepcopy(base(name)), configs([5, 6, 7, 8], [1, 2, 3, 4])[source is minicpt])
+        model = source.get_peft_model(
+            copy.deepcopy(base(name)), configs([5, 6, 7, 8], [1, 2, 3, 4])[source is minicpt]
+        )
         moved(model)
         model.save_pretrained(tmp_path)
         loaded = target.PeftModel.from_pretrained(copy.deepcopy(base(name)), tmp_path)
-        torch.testing.assert_close(logits(loaded), logits(model))  # PEFT projects while it saves, and then once more
+        torch.testing.assert_close(
+            logits(loaded), logits(model)
+        )  # PEFT projects while it saves, and then once more
 
 
 def test_configuration_survives_with_our_fields(gpt2, tmp_path):
-    model = cpt(minicpt, gpt2, opt_loss_reduction="sum", opt_epsilon_unit="mean_norm", opt_context_loss_weight=0.5)
+    model = cpt(
+        minicpt,
+        gpt2,
+        opt_loss_reduction="sum",
+        opt_epsilon_unit="mean_norm",
+        opt_context_loss_weight=0.5,
+    )
     model.save_pretrained(tmp_path)
-    for config in (minicpt.CPTConfig.from_pretrained(tmp_path), minicpt.PeftConfig.from_pretrained(tmp_path)):
+    for config in (
+        minicpt.CPTConfig.from_pretrained(tmp_path),
+        minicpt.PeftConfig.from_pretrained(tmp_path),
+    ):
         assert isinstance(config, minicpt.CPTConfig)
         ours = config.opt_loss_reduction, config.opt_epsilon_unit, config.opt_context_loss_weight
         assert ours == ("sum", "mean_norm", 0.5)
@@ -128,7 +154,9 @@ def test_configuration_survives_with_our_fields(gpt2, tmp_path):
 
 def test_named_adapters_have_folders_of_their_own(gpt2, tmp_path):
     model = cpt(minicpt, gpt2, name="first")
-    model.add_adapter("second", cpt(minicpt, gpt2, cpt_token_ids=list(range(20, 31))).peft_config["default"])
+    model.add_adapter(
+        "second", cpt(minicpt, gpt2, cpt_token_ids=list(range(20, 31))).peft_config["default"]
+    )
     expected = {}
     for name in ("first", "second"):
         model.set_adapter(name)
@@ -136,13 +164,16 @@ def test_named_adapters_have_folders_of_their_own(gpt2, tmp_path):
         expected[name] = logits(model)
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["first", "second"]
-    loaded = minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path / "first", adapter_name="a")
+    loaded = minicpt.PeftModel.from_pretrained(
+        copy.deepcopy(gpt2), tmp_path / "first", adapter_name="a"
+    )
     loaded.load_adapter(tmp_path, "b", subfolder="second", is_trainable=True)
     for name, key in (("a", "first"), ("b", "second"), ("a", "first")):
         loaded.set_adapter(name)
         torch.testing.assert_close(logits(loaded), expected[key])
     torch.testing.assert_close(
-        logits(peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path / "second")), expected["second"]
+        logits(peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path / "second")),
+        expected["second"],
     )
     model.save_pretrained(tmp_path / "one", selected_adapters=["second"])
     assert [p.name for p in (tmp_path / "one").iterdir() if p.is_dir()] == ["second"]
@@ -186,8 +217,12 @@ class Run:
 
     def __init__(self, model):
         self.model = model.train()
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / 12)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=0.1
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 1 - step / 12
+        )
         self.generator = torch.Generator().manual_seed(4)
         self.losses = []
 
@@ -225,7 +260,9 @@ def test_a_run_stopped_at_any_step_ends_bit_equal(dropping, stop, tmp_path):
     first.model.save_pretrained(tmp_path, training_state=first.parts)
     random_state = torch.get_rng_state()
     torch.manual_seed(99)  # another process has another random state
-    resumed = Run(minicpt.PeftModel.from_pretrained(copy.deepcopy(dropping), tmp_path, is_trainable=True))
+    resumed = Run(
+        minicpt.PeftModel.from_pretrained(copy.deepcopy(dropping), tmp_path, is_trainable=True)
+    )
     minicpt.load_training_state(tmp_path, **resumed.parts)
     resumed.step(10 - stop)
     assert first.losses + resumed.losses == whole.losses
@@ -233,8 +270,12 @@ def test_a_run_stopped_at_any_step_ends_bit_equal(dropping, stop, tmp_path):
         assert torch.equal(weight, resumed.model.prompt_encoder.state_dict()[name])
     torch.set_rng_state(random_state)
     first.step(10 - stop)  # and saving did not disturb the run that went on
-    assert torch.equal(*(r.model.prompt_encoder.default.delta_embedding.weight for r in (first, resumed)))
-    assert not [p for p in tmp_path.rglob("*") if p.suffix not in (".json", ".safetensors", ".md")]  # no pickle
+    assert torch.equal(
+        *(r.model.prompt_encoder.default.delta_embedding.weight for r in (first, resumed))
+    )
+    assert not [
+        p for p in tmp_path.rglob("*") if p.suffix not in (".json", ".safetensors", ".md")
+    ]  # no pickle
 
 
 def test_soft_prompts_resume_too(dropping, tmp_path):
@@ -252,8 +293,12 @@ def test_soft_prompts_resume_too(dropping, tmp_path):
         step(model, optimizer, stop)
         if stop == 2:
             model.save_pretrained(tmp_path, training_state={"optimizer": optimizer})
-            model = minicpt.PeftModel.from_pretrained(copy.deepcopy(dropping), tmp_path, is_trainable=True).train()
-            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=9.0)
+            model = minicpt.PeftModel.from_pretrained(
+                copy.deepcopy(dropping), tmp_path, is_trainable=True
+            ).train()
+            optimizer = torch.optim.AdamW(
+                [p for p in model.parameters() if p.requires_grad], lr=9.0
+            )
             minicpt.load_training_state(tmp_path, optimizer=optimizer)
             step(model, optimizer, 4)
         ends.append(model.prompt_encoder.default.embedding.weight)
@@ -266,16 +311,29 @@ def test_the_trainer_resumes_bit_equal(dropping, tmp_path):
 
     def trainer(folder, lib=minicpt):
         arguments = transformers.TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=2, max_steps=6, learning_rate=0.05, save_steps=2,
-            seed=3, use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
-        )  # fmt: skip
+            output_dir=str(folder),
+            per_device_train_batch_size=2,
+            max_steps=6,
+            learning_rate=0.05,
+            save_steps=2,
+            seed=3,
+            use_cpu=True,
+            report_to=[],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
         model = cpt(lib, dropping)
-        return transformers.Trainer(model=model, args=arguments, train_dataset=Sentences(6), data_collator=collate)
+        return transformers.Trainer(
+            model=model, args=arguments, train_dataset=Sentences(6), data_collator=collate
+        )
 
     whole, resumed = trainer(tmp_path), trainer(tmp_path)
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert torch.equal(*(t.model.prompt_encoder.default.delta_embedding.weight for t in (whole, resumed)))
+    assert torch.equal(
+        *(t.model.prompt_encoder.default.delta_embedding.weight for t in (whole, resumed))
+    )
     theirs = trainer(tmp_path / "peft", peft)
     theirs.train()
     theirs.train(resume_from_checkpoint=str(tmp_path / "peft/checkpoint-2"))
@@ -291,7 +349,9 @@ def test_training_state_says_what_is_wrong(gpt2, tmp_path):
     with pytest.raises(MiniCPTError, match="no training state"):
         minicpt.load_training_state(tmp_path, **run.parts)
     run.model.save_pretrained(tmp_path, training_state=run.parts)
-    with pytest.raises(MiniCPTError, match=r"keeps the state of \['generator', 'optimizer', 'scheduler'\]"):
+    with pytest.raises(
+        MiniCPTError, match=r"keeps the state of \['generator', 'optimizer', 'scheduler'\]"
+    ):
         minicpt.load_training_state(tmp_path, optimizer=run.optimizer)
     run.optimizer.param_groups[0]["lambda"] = lambda: 0
     before = (tmp_path / saving.STATE).read_bytes()
@@ -318,7 +378,9 @@ def test_truncated_files(gpt2, saved, file, keep, trainable):
     folder, expected = saved
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(whole[: int(len(whole) * keep)])
-    load = lambda: minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder, is_trainable=trainable)  # noqa: E731
+    load = lambda: minicpt.PeftModel.from_pretrained(
+        copy.deepcopy(gpt2), folder, is_trainable=trainable
+    )  # noqa: E731
     if file == saving.STATE and not trainable:
         assert torch.equal(logits(load()), expected)  # inference does not need it
     else:
@@ -330,7 +392,10 @@ def test_truncated_files(gpt2, saved, file, keep, trainable):
     "tensors, message",
     [
         ({"base_model.model.h.0.lora_A.weight": torch.ones(2, 2)}, "no 'prompt_embeddings'"),
-        ({"prompt_embeddings": torch.ones(11, 32)}, r"shape \(11, 32\), this model needs \(11, 16\)"),
+        (
+            {"prompt_embeddings": torch.ones(11, 32)},
+            r"shape \(11, 32\), this model needs \(11, 16\)",
+        ),
         ({"prompt_embeddings": torch.ones(4, 16)}, r"shape \(4, 16\), this model needs \(11, 16\)"),
     ],
 )
@@ -369,7 +434,9 @@ def test_another_base_model(gpt2, saved):
     minicpt.PeftModel.from_pretrained(copy.deepcopy(other), folder)
     with pytest.raises(MiniCPTError, match="another base model"):
         minicpt.PeftModel.from_pretrained(other, folder, is_trainable=True)
-    wide = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2))
+    wide = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2)
+    )
     with pytest.raises(MiniCPTError, match="base model it was trained for"):
         minicpt.PeftModel.from_pretrained(wide, folder)
 
@@ -405,11 +472,15 @@ def files_of(folder):
 
 
 def visible(files):
-    return {path: content for path, content in files.items() if not path.parts[0].startswith(".saving-")}
+    return {
+        path: content for path, content in files.items() if not path.parts[0].startswith(".saving-")
+    }
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-@pytest.mark.parametrize("place", ["peft's weights", "our state", "configuration", "replacing", "removing"])
+@pytest.mark.parametrize(
+    "place", ["peft's weights", "our state", "configuration", "replacing", "removing"]
+)
 def test_an_interrupted_save_leaves_the_old_adapter_whole(gpt2, saved, place, call, monkeypatch):
     folder, expected = saved
     (folder / "adapter_model.bin").write_bytes(b"from an older save, to be removed")
@@ -435,7 +506,9 @@ def test_an_interrupted_save_leaves_the_old_adapter_whole(gpt2, saved, place, ca
     except KeyboardInterrupt:
         monkeypatch.undo()
         assert files_of(folder) == before
-        assert torch.equal(logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), expected)
+        assert torch.equal(
+            logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), expected
+        )
     else:
         assert len(calls) < call  # there were not that many
         assert files_of(folder) != before
@@ -447,15 +520,21 @@ def test_a_killed_save_leaves_the_old_adapter_whole(gpt2, saved, monkeypatch):
     folder, expected = saved
     before, model = files_of(folder), train(cpt(minicpt, gpt2), 6, lr=2.0)
     pid = os.fork()
-    if pid == 0:  # everything written, nothing replaced yet: the worst moment for who writes in place
+    if (
+        pid == 0
+    ):  # everything written, nothing replaced yet: the worst moment for who writes in place
         os.replace = lambda *_: os._exit(9)
         model.save_pretrained(folder)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert visible(files_of(folder)) == before
-    assert torch.equal(logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), expected)
+    assert torch.equal(
+        logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), expected
+    )
     model.save_pretrained(folder)  # what the dead process left does not disturb
-    assert torch.equal(logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), logits(model))
+    assert torch.equal(
+        logits(minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)), logits(model)
+    )
 
 
 def test_a_save_without_state_removes_the_old_one(gpt2, tmp_path):

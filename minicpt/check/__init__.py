@@ -26,7 +26,9 @@ def __getattr__(name: str):
     names = [] if name.startswith("_") else _names()
     if name in names:
         return CHECKERS[name]
-    raise AttributeError(f"module 'minicpt.check' has no checker {name!r}; it has {', '.join(names)}")
+    raise AttributeError(
+        f"module 'minicpt.check' has no checker {name!r}; it has {', '.join(names)}"
+    )
 
 
 def __dir__():

@@ -17,7 +17,9 @@ CHECKERS: dict[str, Callable] = {}
 class NotYet(AssertionError):
     """An exercise is not solved yet; the message says what is wrong and what to look at."""
 
-    def _render_traceback_(self):  # IPython asks for it: the message alone, not the checker's inside
+    def _render_traceback_(
+        self,
+    ):  # IPython asks for it: the message alone, not the checker's inside
         return [f"NotYet: {self}"]
 
 
@@ -27,8 +29,10 @@ def explain_missing_names(shell) -> None:
     def explain(shell, kind, error, trace, tb_offset=None):
         *_, (innermost, _) = traceback.walk_tb(trace)
         if innermost.f_globals is shell.user_ns:  # a cell's own code, not a library's
-            error.add_note("Was a cell above not run, or the kernel restarted? Choose Run > Run All Above Selected Cell, "
-                           "then run this cell again.")  # fmt: skip
+            error.add_note(
+                "Was a cell above not run, or the kernel restarted? Choose Run > Run All Above Selected Cell, "
+                "then run this cell again."
+            )
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
     shell.set_custom_exc((NameError,), explain)
@@ -47,12 +51,14 @@ def checker(exercise: str):
             generator = torch.Generator().manual_seed(random.SystemRandom().randrange(2**31))
             try:
                 if not callable(function):
-                    raise NotYet(f"check.{body.__name__} takes the function itself, not {describe(function)}: "
-                                 f"write check.{body.__name__}(name_of_your_function).")  # fmt: skip
+                    raise NotYet(
+                        f"check.{body.__name__} takes the function itself, not {describe(function)}: "
+                        f"write check.{body.__name__}(name_of_your_function)."
+                    )
                 figure, alt = body(guarded(function), generator)
             except NotYet as wrong:
                 raise NotYet(f"Exercise {exercise}: {wrong}") from None
-            from ..plots import show
+            from ..pictures import show
 
             print(f"Exercise {exercise}: right.")
             show(figure, alt)
@@ -76,21 +82,29 @@ def guarded(function: Callable) -> Callable:
         try:
             names = given.bind(*args, **kwargs).arguments
         except TypeError:
-            raise NotYet(f"your function is called with {len(args) + len(kwargs)} arguments, but its signature is "
-                         f"{given}: leave the signature as it was.") from None  # fmt: skip
+            raise NotYet(
+                f"your function is called with {len(args) + len(kwargs)} arguments, but its signature is "
+                f"{given}: leave the signature as it was."
+            ) from None
         kept = {name: copy.deepcopy(value) for name, value in names.items() if plain(value)}
         try:
             result = function(*args, **kwargs)
         except NotImplementedError:
-            raise NotYet("not done yet: replace the `raise NotImplementedError` by your code, run that cell, and then "
-                         "this one again.") from None  # fmt: skip
+            raise NotYet(
+                "not done yet: replace the `raise NotImplementedError` by your code, run that cell, and then "
+                "this one again."
+            ) from None
         except NotYet:
             raise
         except Exception as error:  # noqa: BLE001  whatever a student's code may raise
-            raise NotYet(f"your function raised {type(error).__name__}: {error}{line_of(error, function)}") from None
+            raise NotYet(
+                f"your function raised {type(error).__name__}: {error}{line_of(error, function)}"
+            ) from None
         for name, value in kept.items():
             if not equal(names[name], value, 0):
-                raise NotYet(f"your function changes its argument `{name}` in place; make a new one instead.")
+                raise NotYet(
+                    f"your function changes its argument `{name}` in place; make a new one instead."
+                )
         if result is None:
             raise NotYet("your function returns None: is the `return` missing?")
         return result
@@ -104,7 +118,13 @@ def expect(condition: bool, words: str) -> None:
         raise NotYet(words)
 
 
-def same(got, want, wrong: Mapping[str, object] | None = None, what: str = "the result", atol: float = 1e-4) -> None:
+def same(
+    got,
+    want,
+    wrong: Mapping[str, object] | None = None,
+    what: str = "the result",
+    atol: float = 1e-4,
+) -> None:
     """Raise `NotYet` unless `got` equals `want`; if it equals a typical wrong answer, the message names that mistake.
 
     `wrong` maps the words for a mistake to what it gives on this input. Tensors and numbers are compared within `atol`
@@ -120,16 +140,22 @@ def same(got, want, wrong: Mapping[str, object] | None = None, what: str = "the 
 
 def plain(value) -> bool:
     """Is it data that a function has no business to change: a tensor that is not trained, a list, a dictionary?"""
-    return (isinstance(value, Tensor) and not value.requires_grad) or isinstance(value, (list, dict))
+    return (isinstance(value, Tensor) and not value.requires_grad) or isinstance(
+        value, (list, dict)
+    )
 
 
 def equal(a, b, atol: float) -> bool:
     """Are both equal: tensors and numbers by shape and value, sequences item by item?"""
     if isinstance(a, (Tensor, int, float)) and isinstance(b, (Tensor, int, float)):
         a, b = (torch.as_tensor(x).detach().cpu().double() for x in (a, b))
-        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4 if atol else 0, atol=atol, equal_nan=not atol)
+        return a.shape == b.shape and torch.allclose(
+            a, b, rtol=1e-4 if atol else 0, atol=atol, equal_nan=not atol
+        )
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(equal(x, y, atol) for x, y in zip(a, b))
+        return (
+            type(a) is type(b) and len(a) == len(b) and all(equal(x, y, atol) for x, y in zip(a, b))
+        )
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key], atol) for key in a)
     return type(a) is type(b) and bool(a == b)
@@ -155,7 +181,9 @@ def difference(got, want, atol: float) -> str:
         at = next(i for i, (x, y) in enumerate(zip(got, want)) if not equal(x, y, atol))
         return f"is wrong at item {at}: {difference(got[at], want[at], atol)}"
     if isinstance(want, str) and isinstance(got, str):
-        at = next((i for i, (x, y) in enumerate(zip(got, want)) if x != y), min(len(got), len(want)))
+        at = next(
+            (i for i, (x, y) in enumerate(zip(got, want)) if x != y), min(len(got), len(want))
+        )
         return f"differs from character {at} on: {got[at : at + 20]!r}, expected {want[at : at + 20]!r}."
     if isinstance(want, (int, float)) and isinstance(got, (int, float)):
         return f"is {got:.6g}, expected {want:.6g}."
@@ -169,7 +197,9 @@ def describe(value) -> str:
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     return (
-        f"{value!r} ({type(value).__name__})" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+        f"{value!r} ({type(value).__name__})"
+        if isinstance(value, (str, int, float))
+        else f"a {type(value).__name__}"
     )
 
 

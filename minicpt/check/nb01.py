@@ -2,10 +2,23 @@
 
 import torch
 
-from ..masks import Template
+from ..core.templates import Template
 from .engine import checker, same
 
-WORDS = ["red", "green", "blue", "stone", "river", "cloud", "seven", "lamp", "paper", "glass", "winter", "apple"]
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "stone",
+    "river",
+    "cloud",
+    "seven",
+    "lamp",
+    "paper",
+    "glass",
+    "winter",
+    "apple",
+]
 
 
 def pick(generator: torch.Generator, n: int) -> list[str]:
@@ -22,9 +35,12 @@ def written(template: Template, shots: list[tuple[str, str]], query: str) -> str
 @checker("01.1")
 def write_prompt(student, generator):
     """Every example in full, then the query up to where its label begins."""
-    from ..plots import context_roles
+    from ..pictures import context_roles
 
-    for input, output, intra, inter in [("text: {}", "class: {}", "\n", "\n"), ("{}", "-> {}", " ", " ||\n")]:
+    for input, output, intra, inter in [
+        ("text: {}", "class: {}", "\n", "\n"),
+        ("{}", "-> {}", " ", " ||\n"),
+    ]:
         words = pick(generator, 9)
         shots = [(f"{words[0]} {words[1]}", words[2]), (f"{words[3]} {words[4]}", words[5])]
         query, template = f"{words[6]} {words[7]}", Template(input, output, intra, inter)
@@ -38,10 +54,12 @@ def write_prompt(student, generator):
             "the query's output template is missing: without it the model does not know that a label comes next.": (
                 want[:stop]
             ),
-            "the query's output template is missing, and so is the separator before it.": want[:stop].removesuffix(
-                intra
+            "the query's output template is missing, and so is the separator before it.": want[
+                :stop
+            ].removesuffix(intra),
+            "`template.intra`, between text and output template, is missing.": written(
+                no_intra, shots, query
             ),
-            "`template.intra`, between text and output template, is missing.": written(no_intra, shots, query),
             "`template.inter`, after each example, is missing.": written(no_inter, shots, query),
             "`template.intra` and `template.inter` are the wrong way round.": written(
                 Template(input, output, inter, intra), shots, query
@@ -54,12 +72,18 @@ def write_prompt(student, generator):
             "the query is followed by an example's separator: the prompt must stop where the label begins.": (
                 want + template.inter
             ),
-            "the braces are still there: fill the templates with `.format`.": want.replace(query, "{}"),
+            "the braces are still there: fill the templates with `.format`.": want.replace(
+                query, "{}"
+            ),
         }
         same(student(template, shots, query), want, wrong, "the prompt")
     rows = [template.pieces(text, label) for text, label in [*shots, (query, None)]]
-    boxes = [(piece, role + 4 * i if role else 0) for i, row in enumerate(rows) for piece, role in row]
-    return context_roles(*zip(*boxes)), "Your prompt as boxes coloured by role; the last line, the query, has no label."
+    boxes = [
+        (piece, role + 4 * i if role else 0) for i, row in enumerate(rows) for piece, role in row
+    ]
+    return context_roles(
+        *zip(*boxes)
+    ), "Your prompt as boxes coloured by role; the last line, the query, has no label."
 
 
 @checker("01.2")
@@ -74,13 +98,17 @@ def label_score(student, generator):
         log_p = logits.log_softmax(-1)
 
         def at(first, values=log_p, label=label):
-            return torch.stack([values[min(first + t, len(values) - 1), token] for t, token in enumerate(label)])
+            return torch.stack(
+                [values[min(first + t, len(values) - 1), token] for t, token in enumerate(label)]
+            )
 
         want = at(n_prompt - 1).mean()
         wrong = {
             "off by one: the logits at position t say what comes at t + 1, so the label's first token is read at "
             "the prompt's last position.": at(n_prompt).mean(),
-            "off by one to the other side: you read two positions before the label.": at(n_prompt - 2).mean(),
+            "off by one to the other side: you read two positions before the label.": at(
+                n_prompt - 2
+            ).mean(),
             "it is the sum over the label's tokens; take the mean, or long labels are at a disadvantage.": (
                 at(n_prompt - 1).sum()
             ),
@@ -90,9 +118,15 @@ def label_score(student, generator):
             "log_softmax runs over the positions; it belongs over the vocabulary, the last dimension.": (
                 at(n_prompt - 1, logits.log_softmax(0)).mean()
             ),
-            "these are probabilities, not their logarithms.": at(n_prompt - 1, logits.softmax(-1)).mean(),
-            "only the label's first token counts; take the mean over all of them.": at(n_prompt - 1)[0],
-            "only the label's last token counts; take the mean over all of them.": at(n_prompt - 1)[-1],
+            "these are probabilities, not their logarithms.": at(
+                n_prompt - 1, logits.softmax(-1)
+            ).mean(),
+            "only the label's first token counts; take the mean over all of them.": at(
+                n_prompt - 1
+            )[0],
+            "only the label's last token counts; take the mean over all of them.": at(n_prompt - 1)[
+                -1
+            ],
             "the sign is turned: a log-probability is negative, the more likely the closer to 0.": -want,
             "every label token is read at the prompt's last position; each has a position of its own.": (
                 log_p[n_prompt - 1, label].mean()
@@ -101,7 +135,17 @@ def label_score(student, generator):
         same(student(logits, n_prompt, label), want, wrong, "the score")
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
     panel.imshow(log_p.exp().tolist(), cmap="Blues", aspect="auto")
-    panel.plot(label, range(n_prompt - 1, n_prompt - 1 + n_label), "s", color="#D55E00", markerfacecolor="none", ms=14)
+    panel.plot(
+        label,
+        range(n_prompt - 1, n_prompt - 1 + n_label),
+        "s",
+        color="#D55E00",
+        markerfacecolor="none",
+        ms=14,
+    )
     panel.set(xlabel="token of the vocabulary", ylabel="position", title="what your function reads")
     plt.close(figure)
-    return figure, "Probabilities by position and token; squares mark one cell for each label token, a row apart."
+    return (
+        figure,
+        "Probabilities by position and token; squares mark one cell for each label token, a row apart.",
+    )

@@ -11,16 +11,24 @@ def class_scores(student, generator):
     import matplotlib.pyplot as plt
 
     for N, C, words_per_class in ((4, 3, 2), (5, 2, 3)):
-        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)[:, : C * words_per_class]  # (N, W)
-        class_of = torch.arange(C).repeat(words_per_class)[torch.randperm(C * words_per_class, generator=generator)]
+        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)[
+            :, : C * words_per_class
+        ]  # (N, W)
+        class_of = torch.arange(C).repeat(words_per_class)[
+            torch.randperm(C * words_per_class, generator=generator)
+        ]
         words = [log_p[:, class_of == c] for c in range(C)]
         p = torch.stack([w.exp().sum(-1) for w in words], dim=-1)  # (N, C)
         want = p.log()
         wrong = {
             "log-probabilities are summed: that multiplies the probabilities, as if all words had to come at once. "
-            "Add probabilities, and take the logarithm of the sum.": torch.stack([w.sum(-1) for w in words], -1),
+            "Add probabilities, and take the logarithm of the sum.": torch.stack(
+                [w.sum(-1) for w in words], -1
+            ),
             "these are means of log-probabilities: one word that never comes would sink its whole class. Add "
-            "probabilities, and take the logarithm of the sum.": torch.stack([w.mean(-1) for w in words], -1),
+            "probabilities, and take the logarithm of the sum.": torch.stack(
+                [w.mean(-1) for w in words], -1
+            ),
             "these are means of probabilities; add them: the class is right whichever of its words comes.": (
                 torch.stack([w.exp().mean(-1) for w in words], -1).log()
             ),
@@ -40,9 +48,19 @@ def class_scores(student, generator):
         for probability in words[c][0].exp().tolist():
             panel.bar(c, probability, bottom=low, color="#56B4E9", edgecolor="white")
             low += probability
-        panel.plot(c, student(log_p, class_of, C)[0, c].exp(), "_", color="#D55E00", markersize=30, markeredgewidth=3)
+        panel.plot(
+            c,
+            student(log_p, class_of, C)[0, c].exp(),
+            "_",
+            color="#D55E00",
+            markersize=30,
+            markeredgewidth=3,
+        )
     panel.set(
-        xticks=range(C), xlabel="class", ylabel="probability", title="a block a word; the line is your class score"
+        xticks=range(C),
+        xlabel="class",
+        ylabel="probability",
+        title="a block a word; the line is your class score",
     )
     plt.close(figure)
     return (
@@ -68,25 +86,33 @@ def calibrated(student, generator):
                 "multiplied by the content-free probabilities: that makes the bias stronger. Divide.": p
                 * prior.mean(0),
                 "nothing is calibrated: these are the probabilities before.": p,
-                "only the first content-free input is used; take the mean probability over all of them.": p / prior[0],
-                "only the last content-free input is used; take the mean probability over all of them.": p / prior[-1],
+                "only the first content-free input is used; take the mean probability over all of them.": p
+                / prior[0],
+                "only the last content-free input is used; take the mean probability over all of them.": p
+                / prior[-1],
                 "the content-free log-scores are averaged; turn them into probabilities first, then take the mean.": (
                     p / content_free.mean(0).softmax(-1)
                 ),
                 "the content-free scores are exponentiated, but not normalised over the labels: each input counts by how "
                 "likely labels are after it at all.": p / content_free.exp().mean(0),
-                "softmax runs over the queries; it belongs over the labels, the last dimension.": scores.softmax(0)
+                "softmax runs over the queries; it belongs over the labels, the last dimension.": scores.softmax(
+                    0
+                )
                 / prior.mean(0),
             }.items()
         } | {
             "right up to the last step: the rows do not add up to 1 after the division.": divided,
             "these are logarithms; return probabilities.": want.log(),
             "log-scores, without the last softmax.": divided.log(),
-            "log-scores are divided by probabilities: make them probabilities first.": scores / prior.mean(0),
+            "log-scores are divided by probabilities: make them probabilities first.": scores
+            / prior.mean(0),
         }
         same(student(scores, content_free), want, wrong, "the result")
     figure, panels = plt.subplots(1, 2, figsize=(6, 2.4), sharey=True, layout="constrained")
-    for panel, rows, title in ((panels[0], p, "before"), (panels[1], student(scores, content_free), "after")):
+    for panel, rows, title in (
+        (panels[0], p, "before"),
+        (panels[1], student(scores, content_free), "after"),
+    ):
         panel.imshow(rows.tolist(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         panel.set(title=title, xlabel="label", xticks=range(C))
     panels[0].set_ylabel("query")

@@ -2,8 +2,8 @@
 
 import torch
 
-from .. import masks
-from ..loss import IGNORE, token_weights
+from ..core import masks, templates
+from ..core.loss import IGNORE, token_weights
 from .engine import checker, expect, same
 
 WORDS = "red green blue stone river cloud seven lamp paper glass".split()
@@ -23,49 +23,80 @@ def roles_of(generator: torch.Generator, label_tokens: int = 1) -> torch.Tensor:
 def types_of(generator: torch.Generator, shots: int, label_tokens: int = 1) -> torch.Tensor:
     """Draw the types of a context of `shots` examples, (P,)."""
     examples = [roles_of(generator, label_tokens).tolist() for _ in range(shots)]
-    return torch.tensor(masks.build_context([masks.Encoded(roles, roles) for roles in examples]).types)
+    return torch.tensor(
+        templates.build_context([templates.Encoded(roles, roles) for roles in examples]).types
+    )
 
 
 @checker("04.1")
 def roles_of_example(student, generator):
     """Each piece is tokenised alone, and every one of its tokens gets the piece's role."""
-    from ..plots import context_roles
+    from ..pictures import context_roles
 
     def ids_of(string):  # a tokenizer of its own: a token for every two characters
         return [sum(map(ord, string[i : i + 2])) for i in range(0, len(string), 2)]
 
     for _ in range(3):
         words = [WORDS[i] for i in torch.randperm(len(WORDS), generator=generator)[:2]]
-        pieces = masks.Template("odd text: {}!", "kind: {}", "\n", "\n").pieces(*words)
+        pieces = templates.Template("odd text: {}!", "kind: {}", "\n", "\n").pieces(*words)
         parts = [(ids_of(string), role) for string, role in pieces]
-        ids, roles = [i for part, _ in parts for i in part], [role for part, role in parts for _ in part]
+        ids, roles = (
+            [i for part, _ in parts for i in part],
+            [role for part, role in parts for _ in part],
+        )
         one_each = [role for _, role in pieces]
         got = student(pieces, ids_of)
-        expect(isinstance(got, (tuple, list)) and len(got) == 2, "return two things: the ids and the roles.")
+        expect(
+            isinstance(got, (tuple, list)) and len(got) == 2,
+            "return two things: the ids and the roles.",
+        )
         got_ids, got_roles = (list(x) if isinstance(x, (list, tuple)) else x for x in got)
         swapped = "ids and roles come in the wrong order: return the ids first."
         expect(got_roles != ids or got_ids != roles, swapped)
-        same(got_ids, ids, {
-            "the pieces were joined to one string before they were tokenised: at the seams its tokens differ from "
-            "those of the pieces. Tokenise each piece alone.": ids_of("".join(string for string, _ in pieces)),
-            "only the first token of each piece is there: a piece may have several.": [part[0] for part, _ in parts],
-            "the ids are a list of lists, one a piece: join them with += or extend.": [part for part, _ in parts],
-            "the separators are missing: they are tokens of the prompt, too, only with role 0.": [
-                i for part, role in parts if role for i in part],
-        }, "the list of ids")  # fmt: skip
-        same(got_roles, roles, {
-            "there is one role a piece; there must be one a token: a piece of three tokens gives its role three times.":
-                one_each,
-            "the label has the output template's role, 3: it needs its own, 4, or nothing will be a target.":
-                [min(role, 3) for role in roles],
-            "the separators have the role of what stands before them; theirs is 0.": carried(roles),
-            "there is one role a character; there must be one a token.": [
-                role for string, role in pieces for _ in string],
-            "the roles are numbered from 0 up; inputs' templates are 1, inputs 2, output templates 3, labels 4.":
-                [max(role - 1, 0) for role in roles],
-        }, "the list of roles")  # fmt: skip
+        same(
+            got_ids,
+            ids,
+            {
+                "the pieces were joined to one string before they were tokenised: at the seams its tokens differ from "
+                "those of the pieces. Tokenise each piece alone.": ids_of(
+                    "".join(string for string, _ in pieces)
+                ),
+                "only the first token of each piece is there: a piece may have several.": [
+                    part[0] for part, _ in parts
+                ],
+                "the ids are a list of lists, one a piece: join them with += or extend.": [
+                    part for part, _ in parts
+                ],
+                "the separators are missing: they are tokens of the prompt, too, only with role 0.": [
+                    i for part, role in parts if role for i in part
+                ],
+            },
+            "the list of ids",
+        )
+        same(
+            got_roles,
+            roles,
+            {
+                "there is one role a piece; there must be one a token: a piece of three tokens gives its role three times.": one_each,
+                "the label has the output template's role, 3: it needs its own, 4, or nothing will be a target.": [
+                    min(role, 3) for role in roles
+                ],
+                "the separators have the role of what stands before them; theirs is 0.": carried(
+                    roles
+                ),
+                "there is one role a character; there must be one a token.": [
+                    role for string, role in pieces for _ in string
+                ],
+                "the roles are numbered from 0 up; inputs' templates are 1, inputs 2, output templates 3, labels 4.": [
+                    max(role - 1, 0) for role in roles
+                ],
+            },
+            "the list of roles",
+        )
     boxes = [(string, role) for string, role in pieces]
-    return context_roles(*zip(*boxes)), "The pieces of your example as boxes in the colours of their roles."
+    return context_roles(
+        *zip(*boxes)
+    ), "The pieces of your example as boxes in the colours of their roles."
 
 
 def carried(roles: list[int]) -> list[int]:
@@ -83,27 +114,47 @@ def join_types(student, generator):
 
     for shots in (3, 5, 1):
         examples = [roles_of(generator) for _ in range(shots)]
-        want = torch.cat([torch.where(roles > 0, roles + 4 * i, 0) for i, roles in enumerate(examples)])
+        want = torch.cat(
+            [torch.where(roles > 0, roles + 4 * i, 0) for i, roles in enumerate(examples)]
+        )
         largest = int(want.max())
         wrong = {
             "the separators were shifted, too: 0 stays 0, in every example.": torch.cat(
-                [roles + 4 * i for i, roles in enumerate(examples)]),
+                [roles + 4 * i for i, roles in enumerate(examples)]
+            ),
             "off by one: the first example adds nothing, so count the examples from 0.": torch.where(
-                want > 0, want + 4, 0),
+                want > 0, want + 4, 0
+            ),
             "example i adds i; it must add 4*i, for there are four roles besides the separator.": torch.cat(
-                [torch.where(roles > 0, roles + i, 0) for i, roles in enumerate(examples)]),
-            "example i adds 3*i; it must add 4*i, so that one example's label is not the next one's template.":
-                torch.cat([torch.where(roles > 0, roles + 3 * i, 0) for i, roles in enumerate(examples)]),
+                [torch.where(roles > 0, roles + i, 0) for i, roles in enumerate(examples)]
+            ),
+            "example i adds 3*i; it must add 4*i, so that one example's label is not the next one's template.": torch.cat(
+                [torch.where(roles > 0, roles + 3 * i, 0) for i, roles in enumerate(examples)]
+            ),
             "example i adds 5*i; it must add 4*i: the separator's 0 is shared and needs no room.": torch.cat(
-                [torch.where(roles > 0, roles + 5 * i, 0) for i, roles in enumerate(examples)]),
-            "nothing was added: every example still has the types of the first.": torch.cat(examples),
+                [torch.where(roles > 0, roles + 5 * i, 0) for i, roles in enumerate(examples)]
+            ),
+            "nothing was added: every example still has the types of the first.": torch.cat(
+                examples
+            ),
             "the examples are numbered from the end: the first one adds nothing, the last one most.": torch.cat(
-                [torch.where(roles > 0, roles + 4 * (shots - 1 - i), 0) for i, roles in enumerate(examples)]),
+                [
+                    torch.where(roles > 0, roles + 4 * (shots - 1 - i), 0)
+                    for i, roles in enumerate(examples)
+                ]
+            ),
             "the examples come in reversed order: join them as they are given.": torch.cat(
-                [torch.where(roles > 0, roles + 4 * i, 0) for i, roles in reversed(list(enumerate(examples)))]),
-        }  # fmt: skip
+                [
+                    torch.where(roles > 0, roles + 4 * i, 0)
+                    for i, roles in reversed(list(enumerate(examples)))
+                ]
+            ),
+        }
         got = student(examples)
-        expect(not isinstance(got, list), "the result is a list: join the tensors into one with torch.cat.")
+        expect(
+            not isinstance(got, list),
+            "the result is a list: join the tensors into one with torch.cat.",
+        )
         same(got, want, wrong, "the tensor of types")
         if shots == 5:
             drawn, top = got, largest
@@ -112,15 +163,24 @@ def join_types(student, generator):
     panel.set(xlabel="position in the context", ylabel="type", yticks=range(0, top + 1, 4))
     panel.grid(axis="y", alpha=0.3)
     plt.close(figure)
-    return figure, "Your types against the position: each example climbs four steps, the separators lie at 0."
+    return (
+        figure,
+        "Your types against the position: each example climbs four steps, the separators lie at 0.",
+    )
 
 
 def coloured(panel, heights, types) -> None:
     """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
-    from ..plots import ROLES
+    from ..pictures import ROLES
 
     colours = [ROLES[(int(t) - 1) % 4 + 1 if t else 0][1] for t in types]
-    panel.bar(range(len(types)), [float(h) for h in heights], color=colours, edgecolor="#555555", linewidth=0.5)
+    panel.bar(
+        range(len(types)),
+        [float(h) for h in heights],
+        color=colours,
+        edgecolor="#555555",
+        linewidth=0.5,
+    )
     at = [i for i, t in enumerate(types) if not t]
     panel.plot(at, [0] * len(at), "|", color="#555555")
     panel.spines[["top", "right"]].set_visible(False)
@@ -136,29 +196,45 @@ def updated_tokens(student, generator):
         want = masks.is_updated(types)
         got = student(types)
         kind = getattr(got, "dtype", torch.bool)
-        expect(kind == torch.bool, f"the mask has dtype {kind}: return booleans, which can select tokens.")
+        expect(
+            kind == torch.bool,
+            f"the mask has dtype {kind}: return booleans, which can select tokens.",
+        )
         labels, separators, inputs = masks.is_label(types), types == 0, masks.is_input(types)
         wrong = {
-            "the label tokens are marked: they are what the loss asks for and must never move.": want | labels,
+            "the label tokens are marked: they are what the loss asks for and must never move.": want
+            | labels,
             "the separators are marked (type 0): they never move.": want | separators,
-            "every token is marked: labels and separators must not move.": want | labels | separators,
+            "every token is marked: labels and separators must not move.": want
+            | labels
+            | separators,
             "it is the wrong way round: True is for what moves.": ~want,
             "only the inputs are marked: the templates around them move, too.": inputs,
             "only the templates are marked: the inputs move, too.": masks.is_template(types),
-            "the output templates are missing: types 3, 7, 11, ... move, too.": want & (types % 4 != 3),
-            "the input templates are missing: types 1, 5, 9, ... move, too.": want & (types % 4 != 1),
+            "the output templates are missing: types 3, 7, 11, ... move, too.": want
+            & (types % 4 != 3),
+            "the input templates are missing: types 1, 5, 9, ... move, too.": want
+            & (types % 4 != 1),
             "only the first example is marked: take the types modulo 4.": (types > 0) & (types < 4),
             "the first example's label is frozen, but not those of the others: labels are 4, 8, 12, ...": (
-                (types > 0) & (types != 4)),
-        }  # fmt: skip
-        same(got, want, {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
-             "the mask")  # fmt: skip
+                (types > 0) & (types != 4)
+            ),
+        }
+        same(
+            got,
+            want,
+            {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
+            "the mask",
+        )
     figure, panel = plt.subplots(figsize=(7, 1.8), layout="constrained")
     coloured(panel, [1.0 if m else 0.35 for m in got], types)
     panel.set(xlabel="position in the context")
     panel.set_yticks([0.35, 1], ["never moves", "moves"])
     plt.close(figure)
-    return figure, "A bar a token in the colour of its role: tall where your mask lets it move, short where not."
+    return (
+        figure,
+        "A bar a token in the colour of its role: tall where your mask lets it move, short where not.",
+    )
 
 
 @checker("04.4")
@@ -167,7 +243,10 @@ def decay_weights(student, generator):
     import matplotlib.pyplot as plt
 
     for shots, tokens in ((5, 1), (4, 2), (2, 3)):
-        types, gamma = types_of(generator, shots, tokens), float(0.3 + 0.6 * torch.rand(1, generator=generator))
+        types, gamma = (
+            types_of(generator, shots, tokens),
+            float(0.3 + 0.6 * torch.rand(1, generator=generator)),
+        )
         label = masks.is_label(types)
         back = (types.max() - types) // 4  # labels after this one
         forth = types // 4 - 1
@@ -178,24 +257,51 @@ def decay_weights(student, generator):
 
         want = powers(back)
         wrong = {
-            "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": powers(forth),
-            "the decay is the wrong way round and off by one: the last label weighs 1.": powers(forth + 1),
-            "off by one: the last label, the training example's, weighs 1, not gamma.": powers(back + 1),
-            "it counts label tokens; count labels: all tokens of one label have the same weight.": powers(tokens_after),
-            "the separators have a weight: type 0 is a multiple of 4, but no label.": powers(back, types % 4 == 0),
-            "every token has a weight: only label tokens count, all others get 0.": powers(back, types >= 0),
-            "every token but the separators has a weight: only label tokens count.": powers(back, types > 0),
+            "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": powers(
+                forth
+            ),
+            "the decay is the wrong way round and off by one: the last label weighs 1.": powers(
+                forth + 1
+            ),
+            "off by one: the last label, the training example's, weighs 1, not gamma.": powers(
+                back + 1
+            ),
+            "it counts label tokens; count labels: all tokens of one label have the same weight.": powers(
+                tokens_after
+            ),
+            "the separators have a weight: type 0 is a multiple of 4, but no label.": powers(
+                back, types % 4 == 0
+            ),
+            "every token has a weight: only label tokens count, all others get 0.": powers(
+                back, types >= 0
+            ),
+            "every token but the separators has a weight: only label tokens count.": powers(
+                back, types > 0
+            ),
             "the weights fall in a straight line; each is gamma times the next one: a power of gamma.": torch.where(
-                label, (1 - (1 - gamma) * back).clamp(min=0), 0.0),
+                label, (1 - (1 - gamma) * back).clamp(min=0), 0.0
+            ),
             "all labels weigh 1: gamma is not used.": label.float(),
             "the weights are scaled to sum to 1; the last label weighs 1.": want / want.sum(),
-            "the exponent counts types instead of labels: divide the difference by 4.": powers(types.max() - types),
-        }  # fmt: skip
+            "the exponent counts types instead of labels: divide the difference by 4.": powers(
+                types.max() - types
+            ),
+        }
         got = student(types, gamma)
-        same(got, want, {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
-             "the tensor of weights")  # fmt: skip
-        library = token_weights(types.masked_fill(~label, IGNORE)[None], types[None], gamma, "sum")[0] * tokens
-        expect(torch.allclose(want, library), "the checker disagrees with the library: please report it.")
+        same(
+            got,
+            want,
+            {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
+            "the tensor of weights",
+        )
+        library = (
+            token_weights(types.masked_fill(~label, IGNORE)[None], types[None], gamma, "sum")[0]
+            * tokens
+        )
+        expect(
+            torch.allclose(want, library),
+            "the checker disagrees with the library: please report it.",
+        )
         if tokens == 2:
             drawn = types, got, gamma
     types, got, gamma = drawn
@@ -203,4 +309,7 @@ def decay_weights(student, generator):
     coloured(panel, got, types)
     panel.set(xlabel="position in the row", ylabel="weight", title=f"γ = {gamma:.2f}")
     plt.close(figure)
-    return figure, "Your weights by position: a staircase of labels that rises to 1 at the right, nothing elsewhere."
+    return (
+        figure,
+        "Your weights by position: a staircase of labels that rises to 1 at the right, nothing elsewhere.",
+    )

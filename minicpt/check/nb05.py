@@ -2,9 +2,9 @@
 
 import torch
 
-from .. import masks
-from ..loss import IGNORE, label_loss
-from ..projection import project, project_together
+from ..core import masks
+from ..core.loss import IGNORE, label_loss
+from ..core.projection import project, project_together
 from .engine import checker, expect, same
 from .nb04 import coloured, types_of
 
@@ -13,7 +13,11 @@ FREE = "#0072B2"
 
 def differing(wrong: dict, want) -> dict:
     """Leave out what on this input is no mistake."""
-    return {words: value for words, value in wrong.items() if not torch.allclose(value, want, rtol=1e-3, atol=1e-3)}
+    return {
+        words: value
+        for words, value in wrong.items()
+        if not torch.allclose(value, want, rtol=1e-3, atol=1e-3)
+    }
 
 
 def loss_case(generator: torch.Generator, shots: int) -> tuple:
@@ -36,25 +40,37 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
     labels = ids.masked_fill(~masks.is_label(types), IGNORE)
     want = label_loss(logits[None], labels[None], types[None], gamma, "sum")
     wrong = {
-        "off by one: the logits at position s speak about token s + 1, so a label at s is read at s - 1.":
-            weighed(losses(shift=0)),
-        "off by one to the other side: a label at s is read at s - 1, not s - 2.": weighed(losses(shift=2)),
-        "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.":
-            weighed(losses(), back.flip(0)),
-        "the last label, the training example's, weighs gamma; it must weigh 1.": weighed(losses(), back + 1),
+        "off by one: the logits at position s speak about token s + 1, so a label at s is read at s - 1.": weighed(
+            losses(shift=0)
+        ),
+        "off by one to the other side: a label at s is read at s - 1, not s - 2.": weighed(
+            losses(shift=2)
+        ),
+        "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": weighed(
+            losses(), back.flip(0)
+        ),
+        "the last label, the training example's, weighs gamma; it must weigh 1.": weighed(
+            losses(), back + 1
+        ),
         "gamma is not used: earlier labels weigh less.": losses().sum(),
-        "only the training example's label counts; the context's labels belong to the loss, too.": losses()[-1],
-        "the training example's label is missing: it is the last one of the row.": want - losses()[-1],
-        "it is the mean over the labels (PEFT's variant); the paper's loss is the sum.": want / len(at),
-        "it is divided by the sum of the weights; the paper's loss is the plain weighted sum.":
-            want / (gamma ** back.float()).sum(),
+        "only the training example's label counts; the context's labels belong to the loss, too.": losses()[
+            -1
+        ],
+        "the training example's label is missing: it is the last one of the row.": want
+        - losses()[-1],
+        "it is the mean over the labels (PEFT's variant); the paper's loss is the sum.": want
+        / len(at),
+        "it is divided by the sum of the weights; the paper's loss is the plain weighted sum.": want
+        / (gamma ** back.float()).sum(),
         "all tokens count; only the labels are targets.": losses(torch.arange(1, S)).sum(),
-        "all tokens count, averaged; only the labels are targets, and they are summed.":
-            losses(torch.arange(1, S)).mean(),
-        "the separators count as labels: type 0 is a multiple of 4, but no label.":
-            weighed(losses(zeros), (types.max() - types[zeros]) // 4),
+        "all tokens count, averaged; only the labels are targets, and they are summed.": losses(
+            torch.arange(1, S)
+        ).mean(),
+        "the separators count as labels: type 0 is a multiple of 4, but no label.": weighed(
+            losses(zeros), (types.max() - types[zeros]) // 4
+        ),
         "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
-    }  # fmt: skip
+    }
     return (logits, ids, types, gamma), gamma ** back.float() * losses(), want, wrong
 
 
@@ -76,13 +92,22 @@ def row_loss(student, generator):
     figure, panel = plt.subplots(figsize=(6.5, 1.9), layout="constrained")
     left = 0.0
     for k, (name, term) in enumerate(zip(names, terms[0].tolist())):
-        panel.barh(0, term, left=left, color="#D55E00" if name == names[-1] else "#56B4E9",
-                   edgecolor="black", label=name if name not in names[:k] else None)  # fmt: skip
+        panel.barh(
+            0,
+            term,
+            left=left,
+            color="#D55E00" if name == names[-1] else "#56B4E9",
+            edgecolor="black",
+            label=name if name not in names[:k] else None,
+        )
         left += term
     panel.set(xlabel="weighted cross-entropy, summed up", yticks=[])
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     plt.close(figure)
-    return figure, "Your loss as one bar: a blue part for each context label, an orange one for the training label."
+    return (
+        figure,
+        "Your loss as one bar: a blue part for each context label, an orange one for the training label.",
+    )
 
 
 @checker("05.2")
@@ -101,26 +126,40 @@ def freeze(student, generator):
 
         want = rows(free)
         wrong = {
-            "the labels still have a gradient: types 4, 8, 12, ... are the answers and must not move.":
-                rows(free | labels),
-            "the separators still have a gradient: type 0 must not move.": rows(free | (types == 0)),
+            "the labels still have a gradient: types 4, 8, 12, ... are the answers and must not move.": rows(
+                free | labels
+            ),
+            "the separators still have a gradient: type 0 must not move.": rows(
+                free | (types == 0)
+            ),
             "nothing was frozen: the gradient came back as it was.": gradient,
-            "it is the wrong way round: labels and separators are the rows that become zero.": rows(~free),
-            "only the first example's label is frozen: labels are all types that are multiples of 4.":
-                rows((types > 0) & (types != 4)),
-            "only the inputs keep their gradient; the templates move, too.": rows(masks.is_input(types)),
-            "the templates are multiplied by their role: use a mask of zeros and ones, not `types % 4` itself.":
-                rows(types % 4),
-        }  # fmt: skip
+            "it is the wrong way round: labels and separators are the rows that become zero.": rows(
+                ~free
+            ),
+            "only the first example's label is frozen: labels are all types that are multiples of 4.": rows(
+                (types > 0) & (types != 4)
+            ),
+            "only the inputs keep their gradient; the templates move, too.": rows(
+                masks.is_input(types)
+            ),
+            "the templates are multiplied by their role: use a mask of zeros and ones, not `types % 4` itself.": rows(
+                types % 4
+            ),
+        }
         got = student(gradient, types)
-        expect(not isinstance(got, torch.Tensor) or got.shape != (int(free.sum()), D),
-               "the frozen rows were cut out; they stay, as zeros, so that the result is (P, D) again.")  # fmt: skip
+        expect(
+            not isinstance(got, torch.Tensor) or got.shape != (int(free.sum()), D),
+            "the frozen rows were cut out; they stay, as zeros, so that the result is (P, D) again.",
+        )
         same(got, want, differing(wrong, want), "the gradient")
     figure, panel = plt.subplots(figsize=(7, 2.2), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     panel.set(xlabel="position in the context", ylabel="norm of the gradient")
     plt.close(figure)
-    return figure, "Norm of the gradient that is left, coloured by role: gaps where labels and separators are frozen."
+    return (
+        figure,
+        "Norm of the gradient that is left, coloured by role: gaps where labels and separators are frozen.",
+    )
 
 
 @checker("05.3")
@@ -137,34 +176,48 @@ def project_tokens(student, generator):
         want = project(delta, epsilon)
         short = norm <= e
         wrong = {
-            "all tokens are projected together, by one factor: every token has its own ball and its own factor.":
-                project_together(delta, epsilon),
-            "all tokens share one factor, from the norm of the whole delta: take the norm of each row, dim=1.":
-                delta * (e / delta.norm().clamp(min=e)),
-            "every row is scaled to its radius, also those inside the ball: they stay as they are.": delta / norm * e,
-            "every number is clamped by itself: that is a box; the ball limits the norm of the row.":
-                delta.clamp(-e, e),
+            "all tokens are projected together, by one factor: every token has its own ball and its own factor.": project_together(
+                delta, epsilon
+            ),
+            "all tokens share one factor, from the norm of the whole delta: take the norm of each row, dim=1.": delta
+            * (e / delta.norm().clamp(min=e)),
+            "every row is scaled to its radius, also those inside the ball: they stay as they are.": delta
+            / norm
+            * e,
+            "every number is clamped by itself: that is a box; the ball limits the norm of the row.": delta.clamp(
+                -e, e
+            ),
             "rows inside are scaled up and rows outside stay: it is the wrong way round.": torch.where(
-                short, delta / norm * e, delta),
-            "long rows come out with norm 1; their radius is epsilon.": torch.where(short, delta, delta / norm),
-            "rows outside become zero: pull them back to the surface instead.": torch.where(short, delta, 0.0),
-            "the norm is not a square root of a sum of squares: this ball is L1's.":
-                delta * (e / torch.maximum(delta.abs().sum(1, keepdim=True), e)),
+                short, delta / norm * e, delta
+            ),
+            "long rows come out with norm 1; their radius is epsilon.": torch.where(
+                short, delta, delta / norm
+            ),
+            "rows outside become zero: pull them back to the surface instead.": torch.where(
+                short, delta, 0.0
+            ),
+            "the norm is not a square root of a sum of squares: this ball is L1's.": delta
+            * (e / torch.maximum(delta.abs().sum(1, keepdim=True), e)),
             "nothing was projected: delta came back as it was.": delta,
             "all rows have the first row's radius: epsilon has one for each token.": project(
-                delta, epsilon[:1].expand(P)),
-        }  # fmt: skip
+                delta, epsilon[:1].expand(P)
+            ),
+        }
         columns = delta.norm(dim=0)
         if P >= D:
-            wrong["the norm runs over the tokens (dim=0); each token's norm runs over its D numbers, dim=1."] = (
-                delta * (e / torch.maximum(columns, e)))  # fmt: skip
+            wrong[
+                "the norm runs over the tokens (dim=0); each token's norm runs over its D numbers, dim=1."
+            ] = delta * (e / torch.maximum(columns, e))
         got = student(delta, epsilon)
         same(got, want, differing(wrong, want), "the projected delta")
         if D == 2:
             drawn = delta, got, epsilon
     zero = student(torch.zeros(2, 3), torch.ones(2))
-    expect(bool(torch.isfinite(zero).all()), "a row of zeros gives NaN: 0/0. Divide by a maximum that is never zero, "
-           "torch.maximum(norm, epsilon).")  # fmt: skip
+    expect(
+        bool(torch.isfinite(zero).all()),
+        "a row of zeros gives NaN: 0/0. Divide by a maximum that is never zero, "
+        "torch.maximum(norm, epsilon).",
+    )
     expect(bool((zero == 0).all()), "a row of zeros does not stay zero.")
     figure, panel = plt.subplots(figsize=(4.2, 4), layout="constrained")
     before, after, epsilon = drawn
@@ -177,7 +230,10 @@ def project_tokens(student, generator):
         panel.plot(*new, "o", color=FREE)
     panel.set(aspect="equal", title="in units of each token's radius")
     plt.close(figure)
-    return figure, "Arrows before (open dots) and after (blue) your projection: none ends outside the circle."
+    return (
+        figure,
+        "Arrows before (open dots) and after (blue) your projection: none ends outside the circle.",
+    )
 
 
 @checker("05.4")
@@ -190,7 +246,9 @@ def training_step(student, generator):
         P, D, lr = len(types), 4, float(0.2 + 0.3 * torch.rand(1, generator=generator))
         free = masks.is_updated(types)[:, None]
         epsilon = 0.6 + 0.4 * torch.rand(P, generator=generator)
-        size = torch.linspace(0.2, 7, P)[torch.randperm(P, generator=generator)]  # some steps stay inside their ball
+        size = torch.linspace(0.2, 7, P)[
+            torch.randperm(P, generator=generator)
+        ]  # some steps stay inside their ball
         gradient = size[:, None] * torch.randn(P, D, generator=generator)
         delta = project(torch.randn(P, D, generator=generator), 0.9 * epsilon) * free
 
@@ -199,24 +257,35 @@ def training_step(student, generator):
 
         want = ball(delta - lr * gradient * free)
         wrong = {
-            "it goes up: the step must go against the gradient, with a minus. (With a plus it is an attack.)":
-                ball(delta + lr * gradient * free),
-            "the labels and separators moved: freeze their gradient before the step.": ball(delta - lr * gradient),
+            "it goes up: the step must go against the gradient, with a minus. (With a plus it is an attack.)": ball(
+                delta + lr * gradient * free
+            ),
+            "the labels and separators moved: freeze their gradient before the step.": ball(
+                delta - lr * gradient
+            ),
             "the labels moved: freeze their gradient, too.": ball(
-                delta - lr * gradient * (free | masks.is_label(types)[:, None])),
+                delta - lr * gradient * (free | masks.is_label(types)[:, None])
+            ),
             "the separators moved: freeze their gradient, too.": ball(
-                delta - lr * gradient * (free | (types == 0)[:, None])),
-            "nothing was projected: after the step each row goes back into its ball.": delta - lr * gradient * free,
-            "the projection comes before the step; it must come after, or the step leads out of the ball.":
-                ball(delta) - lr * gradient * free,
-            "the step is projected, not the new delta: what counts is how far a token is from its word in all.":
-                delta + ball(-lr * gradient * free),
+                delta - lr * gradient * (free | (types == 0)[:, None])
+            ),
+            "nothing was projected: after the step each row goes back into its ball.": delta
+            - lr * gradient * free,
+            "the projection comes before the step; it must come after, or the step leads out of the ball.": ball(
+                delta
+            )
+            - lr * gradient * free,
+            "the step is projected, not the new delta: what counts is how far a token is from its word in all.": delta
+            + ball(-lr * gradient * free),
             "the gradient is projected, not the new delta.": delta - lr * ball(gradient * free),
-            "the new delta forgets the old one: a step starts from where delta is.": ball(-lr * gradient * free),
+            "the new delta forgets the old one: a step starts from where delta is.": ball(
+                -lr * gradient * free
+            ),
             "the learning rate is not used.": ball(delta - gradient * free),
             "all tokens are projected together: every token has its own ball.": project_together(
-                delta - lr * gradient * free, epsilon),
-        }  # fmt: skip
+                delta - lr * gradient * free, epsilon
+            ),
+        }
         got = student(delta, gradient, types, epsilon, lr)
         same(got, want, differing(wrong, want), "the new delta")
     figure, panel = plt.subplots(figsize=(7, 2.4), layout="constrained")
@@ -227,4 +296,7 @@ def training_step(student, generator):
     panel.legend(frameon=False, loc="upper right")
     panel.set_ylim(top=1.35)
     plt.close(figure)
-    return figure, "Norm of each token's delta after your step, under its radius; labels and separators stayed at 0."
+    return (
+        figure,
+        "Norm of each token's delta after your step, under its radius; labels and separators stayed at 0.",
+    )

@@ -3,9 +3,9 @@
 import torch
 from torch.nn.functional import normalize
 
-from ..context_tuning import examples_of, visible
-from ..masks import is_label
-from ..projection import project, project_together
+from ..core.masks import is_label
+from ..core.projection import project, project_together
+from ..methods.context_tuning import examples_of, visible
 from .engine import checker, expect, same
 from .nb04 import types_of
 from .nb05 import differing
@@ -19,7 +19,9 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
     epsilon = 0.5 + torch.rand(P, generator=generator)
     length = 0.3 + 0.2 * torch.rand(1, generator=generator).item()
     point = centre + project(torch.randn(P, D, generator=generator), 0.8 * epsilon)
-    gradient = (0.3 + 3 * torch.rand(P, 1, generator=generator)) * torch.randn(P, D, generator=generator)
+    gradient = (0.3 + 3 * torch.rand(P, 1, generator=generator)) * torch.randn(
+        P, D, generator=generator
+    )
     outward = normalize(point[: P // 2] - centre[: P // 2], dim=1)
     # half of the points would leave the ball; the first lies outside already, so far along an axis that a box shows
     outward[0] = normalize(torch.tensor([1.0] + [0.2] * (D - 1)), dim=0)
@@ -36,28 +38,39 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
 
     want = ball(moved())
     wrong = {
-        "the sign is turned: +1 goes up the gradient (an attack), -1 goes down (training).": ball(moved(factor=-sign)),
+        "the sign is turned: +1 goes up the gradient (an attack), -1 goes down (training).": ball(
+            moved(factor=-sign)
+        ),
         "nothing was projected: after the step each token goes back into its ball.": moved(),
         "the projection comes before the step; it must come after, or the step leads out of the ball.": moved(
-            start=ball(point)),
-        "the point itself is projected: the ball is around the centre, not around zero. Project point - centre.":
-            project(moved(), epsilon),
+            start=ball(point)
+        ),
+        "the point itself is projected: the ball is around the centre, not around zero. Project point - centre.": project(
+            moved(), epsilon
+        ),
         "the centre is missing: what is projected is the distance to it; add the centre again.": project(
-            moved() - centre, epsilon),
+            moved() - centre, epsilon
+        ),
         "every number is clamped by itself: that is a box (the ball of the maximum norm); this ball limits the "
         "Euclidean norm of a token's delta.": centre + (moved() - centre).clamp(-e, e),
-        "the gradient's length is still in the step: divide each row by its norm.": ball(moved(gradient)),
+        "the gradient's length is still in the step: divide each row by its norm.": ball(
+            moved(gradient)
+        ),
         "the gradient is divided by its norm over all tokens: each token has a step of its own, dim=1.": ball(
-            moved(gradient / gradient.norm())),
-        "this is the step with the gradient's signs (FGSM, for the box); this one goes along the gradient itself.":
-            ball(moved(gradient.sign())),
-        "the step is projected, not the new delta: what counts is how far a token is from its centre in all.":
-            point + project(sign * length * unit, epsilon),
-        "the step starts from the centre; it starts from where the point is.": ball(moved(start=centre)),
-        "all tokens are projected together: every token has its own ball.": centre + project_together(
-            moved() - centre, epsilon),
+            moved(gradient / gradient.norm())
+        ),
+        "this is the step with the gradient's signs (FGSM, for the box); this one goes along the gradient itself.": ball(
+            moved(gradient.sign())
+        ),
+        "the step is projected, not the new delta: what counts is how far a token is from its centre in all.": point
+        + project(sign * length * unit, epsilon),
+        "the step starts from the centre; it starts from where the point is.": ball(
+            moved(start=centre)
+        ),
+        "all tokens are projected together: every token has its own ball.": centre
+        + project_together(moved() - centre, epsilon),
         "the length of the step is not used.": ball(point + sign * unit),
-    }  # fmt: skip
+    }
     return (point, gradient, centre, epsilon, length, sign), want, wrong
 
 
@@ -66,23 +79,35 @@ def pgd_step(student, generator):
     """Step of one length along each row's gradient, up or down, then back into the ball around the centre."""
     import matplotlib.pyplot as plt
 
-    always = {1: "it goes up whatever the sign says: with -1 it must go down.",
-              -1: "it goes down whatever the sign says: with +1 it must go up."}  # fmt: skip
+    always = {
+        1: "it goes up whatever the sign says: with -1 it must go down.",
+        -1: "it goes down whatever the sign says: with +1 it must go up.",
+    }
     cases = [step_case(generator, P, D, sign) for P, D in ((8, 5), (6, 2)) for sign in (1, -1)]
     got = [student(*given) for given, _, _ in cases]
     turned = "the sign is turned: +1 goes up the gradient (an attack), -1 goes down (training)."
-    right = [torch.is_tensor(x) and x.shape == want.shape and torch.allclose(x, want, atol=1e-3)
-             for x, (_, want, _) in zip(got, cases)]  # fmt: skip
+    right = [
+        torch.is_tensor(x) and x.shape == want.shape and torch.allclose(x, want, atol=1e-3)
+        for x, (_, want, _) in zip(got, cases)
+    ]
     for (given, want, wrong), answer in zip(cases, got):
         if any(right):  # one direction works: then it is the sign that is not used
-            wrong = {always[-given[-1]] if words == turned else words: value for words, value in wrong.items()}
+            wrong = {
+                always[-given[-1]] if words == turned else words: value
+                for words, value in wrong.items()
+            }
         same(answer, want, differing(wrong, want), "the new point")
     (point, gradient, centre, epsilon, length, sign), _, _ = cases[0]
     point = centre + project(point - centre, 0.9 * epsilon)
     still = student(point, torch.zeros_like(gradient), centre, epsilon, length, sign)
-    expect(bool(torch.isfinite(still).all()), "a gradient of zeros gives NaN: 0/0. Frozen tokens have one; divide by "
-           "the norm with a small lower limit, or use torch.nn.functional.normalize.")  # fmt: skip
-    expect(torch.allclose(still, point, atol=1e-4), "a token without a gradient must stay where it is.")
+    expect(
+        bool(torch.isfinite(still).all()),
+        "a gradient of zeros gives NaN: 0/0. Frozen tokens have one; divide by "
+        "the norm with a small lower limit, or use torch.nn.functional.normalize.",
+    )
+    expect(
+        torch.allclose(still, point, atol=1e-4), "a token without a gradient must stay where it is."
+    )
     figure, panel = plt.subplots(figsize=(4.2, 4), layout="constrained")
     turn = torch.linspace(0, 6.3, 100)
     panel.plot(turn.cos(), turn.sin(), color="black")
@@ -97,7 +122,10 @@ def pgd_step(student, generator):
     panel.set(aspect="equal", title="around each centre, in units of the radius")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     plt.close(figure)
-    return figure, "Your steps from open to filled marks, triangles up and circles down; none ends outside the circle."
+    return (
+        figure,
+        "Your steps from open to filled marks, triangles up and circles down; none ends outside the circle.",
+    )
 
 
 @checker("06.2")
@@ -108,42 +136,59 @@ def hide_twin(student, generator):
     for shots in (3, 5, 4):
         types = types_of(generator, shots)
         rows = list(range(shots - 1))  # a batch need not hold all examples
-        while len({row - b for b, row in enumerate(rows)}) == 1:  # in an order that no shift explains
+        while (
+            len({row - b for b, row in enumerate(rows)}) == 1
+        ):  # in an order that no shift explains
             rows = torch.randperm(shots, generator=generator).tolist()[:-1]
         example, own = examples_of(types, 0), torch.tensor(rows)[:, None]
         want = visible(example, rows, True, 0.0)
         separator = types == 0
         careless = torch.where(types > 0, types // 4, -1).cummax(0).values
         wrong = {
-            "it is the wrong way round: True is where the row may look, and it may look everywhere but at its twin.":
-                ~want,
-            "the twin's separators are still visible: a separator belongs to the example before it.": want | separator,
-            "all separators are hidden, in every row; only the twin's own may be.": want & ~separator,
-            "only the twin's label is hidden: the whole example must go, text and templates, too.":
-                ~(~want & is_label(types)),
-            "only the twin's label is visible to be copied still: hide that, too.": want | is_label(types),
-            "off by one: the example after the twin is hidden. Rows and examples both count from 0.":
-                example != own + 1,
-            "off by one: the example before the twin is hidden. Rows and examples both count from 0.":
-                example != own - 1,
+            "it is the wrong way round: True is where the row may look, and it may look everywhere but at its twin.": ~want,
+            "the twin's separators are still visible: a separator belongs to the example before it.": want
+            | separator,
+            "all separators are hidden, in every row; only the twin's own may be.": want
+            & ~separator,
+            "only the twin's label is hidden: the whole example must go, text and templates, too.": ~(
+                ~want & is_label(types)
+            ),
+            "only the twin's label is visible to be copied still: hide that, too.": want
+            | is_label(types),
+            "off by one: the example after the twin is hidden. Rows and examples both count from 0.": example
+            != own + 1,
+            "off by one: the example before the twin is hidden. Rows and examples both count from 0.": example
+            != own - 1,
             "the examples after the twin are hidden, too; only the twin must be.": example < own,
             "the examples before the twin are hidden, too; only the twin must be.": example > own,
-            "labels go with the wrong example: a label has type 4 * (i + 1), so count with (types - 1) // 4.":
-                careless != own,
-            "row b hides example b; it must hide example rows[b]: a batch comes in any order.":
-                example != torch.arange(len(rows))[:, None],
+            "labels go with the wrong example: a label has type 4 * (i + 1), so count with (types - 1) // 4.": careless
+            != own,
+            "row b hides example b; it must hide example rows[b]: a batch comes in any order.": example
+            != torch.arange(len(rows))[:, None],
             "nothing is hidden.": torch.ones_like(want),
-        }  # fmt: skip
+        }
         got = student(types, rows)
-        expect(not torch.is_tensor(got) or got.shape != want.T.shape or got.shape == want.shape,
-               "it is transposed: a row for each training row, a column for each token, (B, P).")  # fmt: skip
+        expect(
+            not torch.is_tensor(got) or got.shape != want.T.shape or got.shape == want.shape,
+            "it is transposed: a row for each training row, a column for each token, (B, P).",
+        )
         same(got, want, wrong, "the mask")
     figure, panel = plt.subplots(figsize=(7, 2), layout="constrained")
-    panel.imshow(got.float().numpy(), cmap="cividis", aspect="auto", interpolation="nearest", vmin=0, vmax=1.4)
+    panel.imshow(
+        got.float().numpy(),
+        cmap="cividis",
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=1.4,
+    )
     panel.set(xlabel="position in the context", ylabel="training row", yticks=range(len(rows)))
     panel.set_yticklabels([f"example {row}" for row in rows])
     for b, row in enumerate(rows):
         hidden = (~got[b].bool()).nonzero()[:, 0].float()
         panel.text(hidden.mean(), b, "hidden", color="white", ha="center", va="center", fontsize=9)
     plt.close(figure)
-    return figure, "Your mask: a line for each training row, light where it may look, dark at its own example."
+    return (
+        figure,
+        "Your mask: a line for each training row, light where it may look, dark at its own example.",
+    )

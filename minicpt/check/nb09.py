@@ -21,34 +21,52 @@ def cache_size(student, generator):
         want = 2 * layers * rows * tokens * kv_heads * head * itemsize
         given.append((layers, width, heads, kv_heads, rows, tokens, itemsize))
         wants.append(want)
-        wrongs.append({
-            "factor 2 is missing: a cache holds keys and values.": want // 2,
-            "every query head has keys and values of its own here; with grouped heads only `kv_heads` of them are kept.":
-                want * share,
-            "the rows are missing: each sequence scored at once has a cache.": want // rows,
-            "the bytes of a number are missing: you counted numbers.": want // itemsize,
-            "a number takes `itemsize` bytes, not always 4.": want // itemsize * 4,
-            "a number takes `itemsize` bytes, not always 2.": want // itemsize * 2,
-            "the layers are missing: each keeps keys and values of its own.": want // layers,
-            "the tokens are missing.": want // tokens,
-            "a head is not as wide as the model: width // heads.": want * heads,
-            "the width is divided by the key-value heads; it is shared by the query heads, width // heads.":
-                want * share,
-            "the tokens are squared: that is the matrix of attention weights, which is not kept.": want * tokens,
-            "these are bits: eight to a byte, and `itemsize` is in bytes already.": want * 8,
-            "these are GiB: return bytes.": want / 2**30,
-        })  # fmt: skip
+        wrongs.append(
+            {
+                "factor 2 is missing: a cache holds keys and values.": want // 2,
+                "every query head has keys and values of its own here; with grouped heads only `kv_heads` of them are kept.": want
+                * share,
+                "the rows are missing: each sequence scored at once has a cache.": want // rows,
+                "the bytes of a number are missing: you counted numbers.": want // itemsize,
+                "a number takes `itemsize` bytes, not always 4.": want // itemsize * 4,
+                "a number takes `itemsize` bytes, not always 2.": want // itemsize * 2,
+                "the layers are missing: each keeps keys and values of its own.": want // layers,
+                "the tokens are missing.": want // tokens,
+                "a head is not as wide as the model: width // heads.": want * heads,
+                "the width is divided by the key-value heads; it is shared by the query heads, width // heads.": want
+                * share,
+                "the tokens are squared: that is the matrix of attention weights, which is not kept.": want
+                * tokens,
+                "these are bits: eight to a byte, and `itemsize` is in bytes already.": want * 8,
+                "these are GiB: return bytes.": want / 2**30,
+            }
+        )
     got = [student(*arguments) for arguments in given]
-    same(got, wants, {words: [case[words] for case in wrongs] for words in wrongs[0]}, "the list of three sizes")
+    same(
+        got,
+        wants,
+        {words: [case[words] for case in wrongs] for words in wrongs[0]},
+        "the list of three sizes",
+    )
     figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
     heads = [32, 16, 8, 4, 1]
     sizes = [student(32, 4096, 32, kept, 64, 360, 2) / 2**30 for kept in heads]
-    bars = panel.bar(range(len(heads)), sizes, color=["#0072B2" if kept != 8 else "#D55E00" for kept in heads])
+    bars = panel.bar(
+        range(len(heads)), sizes, color=["#0072B2" if kept != 8 else "#D55E00" for kept in heads]
+    )
     panel.bar_label(bars, [f"{size:.1f}" for size in sizes])
-    panel.set(xticks=range(len(heads)), xticklabels=heads, xlabel="heads of keys and values (of 32 query heads)",
-              ylabel="GiB", ylim=(0, 1.15 * max(sizes)))  # fmt: skip
+    panel.set(
+        xticks=range(len(heads)),
+        xticklabels=heads,
+        xlabel="heads of keys and values (of 32 query heads)",
+        ylabel="GiB",
+        ylim=(0, 1.15 * max(sizes)),
+    )
     plt.close(figure)
-    return figure, "Cache of 64 rows by the number of key-value heads: half the heads, half the bar; Llama 3's is 8."
+    return (
+        figure,
+        "Cache of 64 rows by the number of key-value heads: half the heads, half the bar; Llama 3's is 8.",
+    )
 
 
 @checker("09.2")
@@ -59,8 +77,13 @@ def accumulated_gradient(student, generator):
     D = 4
     for counts in ((1, 2, 6), (5, 1, 3, 2)):
         order = torch.randperm(len(counts), generator=generator).tolist()
-        cases = [(torch.randn(counts[i], D, generator=generator), 2 * torch.randn(counts[i], generator=generator))
-                 for i in order]  # fmt: skip
+        cases = [
+            (
+                torch.randn(counts[i], D, generator=generator),
+                2 * torch.randn(counts[i], generator=generator),
+            )
+            for i in order
+        ]
         weight, done, running = torch.randn(D, generator=generator), set(), []
 
         def plain(weight, row, cases=cases):
@@ -71,12 +94,16 @@ def accumulated_gradient(student, generator):
             losses = plain(weight, row)
             if losses.requires_grad:
                 if set(running) - done:
-                    raise NotYet("the activations of several rows are kept at once, which is what cutting should avoid: "
-                                 "call backward (or autograd.grad) for a row before you ask for the next.")  # fmt: skip
+                    raise NotYet(
+                        "the activations of several rows are kept at once, which is what cutting should avoid: "
+                        "call backward (or autograd.grad) for a row before you ask for the next."
+                    )
                 running.append(row)
                 losses.register_hook(lambda _: done.add(row))
             elif torch.is_grad_enabled():
-                raise NotYet("the losses have no gradient: begin with weight.detach().requires_grad_().")
+                raise NotYet(
+                    "the losses have no gradient: begin with weight.detach().requires_grad_()."
+                )
             return losses
 
         def gradient(of, weight=weight, cases=cases, plain=plain):
@@ -89,27 +116,38 @@ def accumulated_gradient(student, generator):
         wrong = {
             "it is the mean of the rows' means: a label in a row of many counts less than a label in a row of one. Add "
             "the sums, and divide by the number of all labels at the end.": means,
-            "the rows' means are added up: add their sums, and divide by the number of all labels.":
-                means * len(counts),
+            "the rows' means are added up: add their sums, and divide by the number of all labels.": means
+            * len(counts),
             "it is the sum over all labels: divide by their number.": want * n,
-            "the sum is divided by the number of rows: divide by the number of labels.": want * n / len(counts),
-            "only the last row's gradient is left: gradients must add up over the rows.":
-                gradient(lambda losses: losses[-1].sum()) / n,
-            "only the last row's gradient is left, as its mean: gradients must add up over the rows.":
-                gradient(lambda losses: losses[-1].mean()),
+            "the sum is divided by the number of rows: divide by the number of labels.": want
+            * n
+            / len(counts),
+            "only the last row's gradient is left: gradients must add up over the rows.": gradient(
+                lambda losses: losses[-1].sum()
+            )
+            / n,
+            "only the last row's gradient is left, as its mean: gradients must add up over the rows.": gradient(
+                lambda losses: losses[-1].mean()
+            ),
             "only the first row is used.": gradient(lambda losses: losses[0].sum()) / n,
             "the sign is turned: return the gradient, not the step.": -want,
-        }  # fmt: skip
+        }
         same(student(weight, list(range(len(counts))), losses_of), want, wrong, "the gradient")
         expect(done == set(range(len(counts))), "not all rows were used.")
     got = student(weight, list(range(len(counts))), plain)
     figure, panel = plt.subplots(figsize=(5.4, 2.4), layout="constrained")
-    for shift, values, colour, label in ((-0.27, want, "#999999", "all rows at once"), (0, got, "#0072B2", "yours"),
-                                         (0.27, means, "#D55E00", "mean of means")):  # fmt: skip
+    for shift, values, colour, label in (
+        (-0.27, want, "#999999", "all rows at once"),
+        (0, got, "#0072B2", "yours"),
+        (0.27, means, "#D55E00", "mean of means"),
+    ):
         places = [i + shift for i in range(D)]
         panel.bar(places, values.tolist(), width=0.25, color=colour, edgecolor="black", label=label)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set(xticks=range(D), xlabel="number of the weight", ylabel="gradient")
     figure.legend(loc="outside right upper", frameon=False)
     plt.close(figure)
-    return figure, "The gradient's four numbers: yours as high as all rows' at once, the mean of means elsewhere."
+    return (
+        figure,
+        "The gradient's four numbers: yours as high as all rows' at once, the mean of means elsewhere.",
+    )

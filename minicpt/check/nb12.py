@@ -78,42 +78,88 @@ def write_whole(student, generator):
         before = path.stat().st_ino
         with mock.patch("os.replace", moved), mock.patch("os.rename", moved):
             student(path, text)
-            expect(path.exists() and path.read_text(encoding="utf-8") == text, "the file does not hold the text.")
+            expect(
+                path.exists() and path.read_text(encoding="utf-8") == text,
+                "the file does not hold the text.",
+            )
             expect(not left(), f"the temporary file is still there after a good end: {left()}.")
-            expect(path.stat().st_ino != before or bool(moves), "the file is written in place: a kill in the middle leaves "
-                   "half of it. Write a temporary file, then rename it with os.replace.")  # fmt: skip
+            expect(
+                path.stat().st_ino != before or bool(moves),
+                "the file is written in place: a kill in the middle leaves "
+                "half of it. Write a temporary file, then rename it with os.replace.",
+            )
             if moves:
                 source, target = moves[-1]
-                expect(target == path, f"the file is renamed to {target.name}, not to the path that was asked for.")
-                expect(source.parent == folder, "the temporary file is in another folder: from another file system a rename "
-                       "is a copy, which can be interrupted. Put it beside the result.")  # fmt: skip
-                with mock.patch("os.getpid", lambda: 4711):  # as if another process wrote the same result
+                expect(
+                    target == path,
+                    f"the file is renamed to {target.name}, not to the path that was asked for.",
+                )
+                expect(
+                    source.parent == folder,
+                    "the temporary file is in another folder: from another file system a rename "
+                    "is a copy, which can be interrupted. Put it beside the result.",
+                )
+                with mock.patch(
+                    "os.getpid", lambda: 4711
+                ):  # as if another process wrote the same result
                     student(path, text)
-                expect(moves[-1][0] != source, "two processes that write the same result use the same temporary name, and "
-                       "one renames what the other has half written. Put os.getpid() into it, or use tempfile.")  # fmt: skip
+                expect(
+                    moves[-1][0] != source,
+                    "two processes that write the same result use the same temporary name, and "
+                    "one renames what the other has half written. Put os.getpid() into it, or use tempfile.",
+                )
                 path.write_text("the old result", encoding="utf-8")
                 interrupted = True
                 through = failing(student, path, text)
-                expect(path.exists(), "the old file is removed before the rename: a kill in between leaves none. os.replace "
-                       "replaces it in one go.")  # fmt: skip
-                expect(path.read_text(encoding="utf-8") == "the old result", "interrupted before the rename, the old "
-                       "result is gone: nothing may touch it before.")  # fmt: skip
-                expect(not left(), "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does not catch) the "
-                       "temporary file is still there: catch BaseException, remove it, raise again.")  # fmt: skip
+                expect(
+                    path.exists(),
+                    "the old file is removed before the rename: a kill in between leaves none. os.replace "
+                    "replaces it in one go.",
+                )
+                expect(
+                    path.read_text(encoding="utf-8") == "the old result",
+                    "interrupted before the rename, the old "
+                    "result is gone: nothing may touch it before.",
+                )
+                expect(
+                    not left(),
+                    "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does not catch) the "
+                    "temporary file is still there: catch BaseException, remove it, raise again.",
+                )
                 expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         path.write_text("the old result", encoding="utf-8")
-        through = failing(student, path, "half a text, then \ud800")  # no encoding has this character: writing fails
-        expect(path.read_text(encoding="utf-8") == "the old result", "writing failed, and the old result is gone: the "
-               "temporary file must be whole before anything happens to the old one.")  # fmt: skip
-        expect(not left(), "writing failed, and the temporary file was left: put the writing into the `try`, too.")
+        through = failing(
+            student, path, "half a text, then \ud800"
+        )  # no encoding has this character: writing fails
+        expect(
+            path.read_text(encoding="utf-8") == "the old result",
+            "writing failed, and the old result is gone: the "
+            "temporary file must be whole before anything happens to the old one.",
+        )
+        expect(
+            not left(),
+            "writing failed, and the temporary file was left: put the writing into the `try`, too.",
+        )
         expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         seen = looked_at(student, path)
-    expect(not seen["half a file"], f"another process that looked meanwhile saw half a file or none "
-           f"{seen['half a file']} times.")  # fmt: skip
+    expect(
+        not seen["half a file"],
+        f"another process that looked meanwhile saw half a file or none "
+        f"{seen['half a file']} times.",
+    )
     figure, panel = plt.subplots(figsize=(4.4, 2.2), layout="constrained")
-    panel.bar(range(3), list(seen.values()), color=["#56B4E9", "#0072B2", "#D55E00"], edgecolor="black")
+    panel.bar(
+        range(3), list(seen.values()), color=["#56B4E9", "#0072B2", "#D55E00"], edgecolor="black"
+    )
     panel.bar_label(panel.containers[0])
-    panel.set(xticks=range(3), xticklabels=["whole, old", "whole, new", "half or none"], ylabel="times seen")
+    panel.set(
+        xticks=range(3),
+        xticklabels=["whole, old", "whole, new", "half or none"],
+        ylabel="times seen",
+    )
     panel.set_ylim(top=1.2 * max(seen.values()))
     plt.close(figure)
-    return figure, "What a reader saw while your function wrote 60 times: whole old and whole new files, no half one."
+    return (
+        figure,
+        "What a reader saw while your function wrote 60 times: whole old and whole new files, no half one.",
+    )

@@ -25,25 +25,61 @@ from pathlib import Path
 
 import torch
 
-EXAMPLE = [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2  # one example's roles: 40 tokens, one of them the label
+EXAMPLE = (
+    [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
+)  # one example's roles: 40 tokens, one of them the label
 QUERY = [1] * 5 + [2] * 25 + [0] * 2 + [3] * 7 + [4]
 T = len(QUERY)
 WIDTH, LAYERS = 512, 8
 SIZES = {
     "cpu": {
-        "Llama, 32k": ("Llama", dict(vocab_size=32000, hidden_size=WIDTH, intermediate_size=1376,
-                                     num_hidden_layers=LAYERS, num_attention_heads=8)),
-        "GPT-J, 50k": ("GPTJ", dict(vocab_size=50400, n_embd=WIDTH, n_layer=LAYERS, n_head=8, rotary_dim=32,
-                                    resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
-        "BLOOM, 250k": ("Bloom", dict(vocab_size=250880, hidden_size=WIDTH, n_layer=LAYERS, n_head=8)),
+        "Llama, 32k": (
+            "Llama",
+            dict(
+                vocab_size=32000,
+                hidden_size=WIDTH,
+                intermediate_size=1376,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=8,
+            ),
+        ),
+        "GPT-J, 50k": (
+            "GPTJ",
+            dict(
+                vocab_size=50400,
+                n_embd=WIDTH,
+                n_layer=LAYERS,
+                n_head=8,
+                rotary_dim=32,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            ),
+        ),
+        "BLOOM, 250k": (
+            "Bloom",
+            dict(vocab_size=250880, hidden_size=WIDTH, n_layer=LAYERS, n_head=8),
+        ),
     },
     "cuda": {
-        "Llama-3-8B": ("Llama", dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                                     num_attention_heads=32, num_key_value_heads=8)),
-        "GPT-J-6B": ("GPTJ", dict(vocab_size=50400, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
+        "Llama-3-8B": (
+            "Llama",
+            dict(
+                vocab_size=128256,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            ),
+        ),
+        "GPT-J-6B": (
+            "GPTJ",
+            dict(vocab_size=50400, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        ),
         "BLOOM-1.7B": ("Bloom", dict(vocab_size=250880, hidden_size=2048, n_layer=24, n_head=16)),
     },
-}  # fmt: skip
+}
 SHOTS = {"cpu": (2, 6, 12, 20), "cuda": (2, 6, 10, 20, 35, 50)}
 ROWS = {"cpu": (1, 4, 12), "cuda": (1, 2, 4, 8, 16)}
 SCORED = 16  # queries in a batch
@@ -65,13 +101,20 @@ def base_model(name: str, device: str):
 def wrap(library, base, K: int):
     """CPT over K examples; both libraries get the same ids."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, base.config.vocab_size, (K * len(EXAMPLE),), generator=generator).tolist()
+    ids = torch.randint(
+        5, base.config.vocab_size, (K * len(EXAMPLE),), generator=generator
+    ).tolist()
     types = [t + 4 * i if t else 0 for i in range(K) for t in EXAMPLE]
     config = library.CPTConfig(
-        task_type="CAUSAL_LM", cpt_token_ids=ids, cpt_mask=[1] * len(ids), cpt_tokens_type_mask=types,
-        opt_weighted_loss_type="decay", opt_loss_decay_factor=0.95, opt_projection_epsilon=0.2,
+        task_type="CAUSAL_LM",
+        cpt_token_ids=ids,
+        cpt_mask=[1] * len(ids),
+        cpt_tokens_type_mask=types,
+        opt_weighted_loss_type="decay",
+        opt_loss_decay_factor=0.95,
+        opt_projection_epsilon=0.2,
         opt_projection_format_epsilon=0.2,
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return library.get_peft_model(base, config)
@@ -86,20 +129,31 @@ def both(base, K: int):
 
 
 def batch_of(base, B: int) -> dict:
-    ids = torch.randint(5, base.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(B)).to(base.device)
+    ids = torch.randint(
+        5, base.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(B)
+    ).to(base.device)
     types = torch.tensor([QUERY] * B, device=base.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "input_type_mask": types}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": ids,
+        "input_type_mask": types,
+    }
 
 
 def train_step(model, batch: dict):
     model.zero_grad()
-    loss = model(**{**batch, "input_type_mask": batch["input_type_mask"].clone()}).loss  # PEFT changes its caller's
+    loss = model(
+        **{**batch, "input_type_mask": batch["input_type_mask"].clone()}
+    ).loss  # PEFT changes its caller's
     loss.backward()
     return loss.detach(), model.prompt_encoder["default"].delta_embedding.weight.grad
 
 
 def limit_step(base, P: int, B: int) -> None:
-    rows = torch.randn(1, P + B * T, base.get_input_embeddings().weight.shape[1], device=base.device)
+    rows = torch.randn(
+        1, P + B * T, base.get_input_embeddings().weight.shape[1], device=base.device
+    )
     leaf = (0.02 * rows).to(base.dtype).requires_grad_()
     base.base_model(inputs_embeds=leaf, use_cache=False).last_hidden_state.sum().backward()
 
@@ -107,19 +161,25 @@ def limit_step(base, P: int, B: int) -> None:
 def steps(base, models: dict, K: int, B: int) -> dict:
     """Name -> a training step of B rows, nothing returned."""
     batch = batch_of(base, B)
-    functions = {name: lambda model=model: train_step(model, batch) for name, model in models.items()}
+    functions = {
+        name: lambda model=model: train_step(model, batch) for name, model in models.items()
+    }
     return functions | {"limit": lambda: limit_step(base, K * len(EXAMPLE), B)}
 
 
 def check_equal(base, models: dict, B: int) -> dict:
     """Both libraries' loss and gradient must agree before anything is timed."""
-    (loss, grad), (loss_, grad_) = (train_step(model, batch_of(base, B)) for model in models.values())
+    (loss, grad), (loss_, grad_) = (
+        train_step(model, batch_of(base, B)) for model in models.values()
+    )
     differences = {
         "loss": abs(loss - loss_).item() / abs(loss).item(),
         "gradient": ((grad - grad_).float().norm() / grad.float().norm()).item(),
     }
     if max(differences.values()) > (1e-5 if base.dtype == torch.float32 else 5e-2):
-        raise SystemExit(f"The libraries disagree at B={B}: relative differences {differences}. Nothing was timed.")
+        raise SystemExit(
+            f"The libraries disagree at B={B}: relative differences {differences}. Nothing was timed."
+        )
     return differences
 
 
@@ -160,14 +220,23 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
     """
     result = {}
     for B in (1, SCORED):
-        batch = {name: value for name, value in batch_of(base, B).items() if name in ("input_ids", "attention_mask")}
+        batch = {
+            name: value
+            for name, value in batch_of(base, B).items()
+            if name in ("input_ids", "attention_mask")
+        }
 
         def call(model, **kwargs):
             with torch.no_grad():
                 return model(**batch, **kwargs).logits[:, -1]
 
-        expected, got = call(models["PEFT"]).float(), call(models["minicpt"], logits_to_keep=1).float()
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 if base.dtype == torch.float32 else 0.3)
+        expected, got = (
+            call(models["PEFT"]).float(),
+            call(models["minicpt"], logits_to_keep=1).float(),
+        )
+        torch.testing.assert_close(
+            got, expected, rtol=1e-3, atol=1e-3 if base.dtype == torch.float32 else 0.3
+        )
         functions = {
             "PEFT": lambda: call(models["PEFT"]),
             "PEFT, logits_to_keep": lambda: call(models["PEFT"], logits_to_keep=1),
@@ -175,7 +244,9 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
         }
         functions["PEFT, logits_to_keep"]()
         times = interleaved(functions, device, seconds)
-        result[B] = {name: {k: v / B if k != "n" else v for k, v in t.items()} for name, t in times.items()}
+        result[B] = {
+            name: {k: v / B if k != "n" else v for k, v in t.items()} for name, t in times.items()
+        }
     return result
 
 
@@ -184,7 +255,11 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
 
 def status_mb(field: str) -> float:
     return (
-        next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if field in line)
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if field in line
+        )
         / 1024
     )
 
@@ -209,7 +284,9 @@ def memory(name: str, device: str, shots: tuple, rows: tuple) -> list[dict]:
     train_step(both(base, 1)["minicpt"], batch_of(base, 1))  # once, to settle
     for K, B in [(6, B) for B in rows] + [(K, 4) for K in shots if K != 6]:
         for who, step in steps(base, both(base, K), K, B).items():
-            result.append({"model": name, "K": K, "B": B, "who": who, "peak_mb": peak_mb(step, device)})
+            result.append(
+                {"model": name, "K": K, "B": B, "who": who, "peak_mb": peak_mb(step, device)}
+            )
     return result
 
 
@@ -218,8 +295,17 @@ def memory_apart(*args) -> list[dict]:
     if args[1] != "cpu":
         return memory(*args)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    command = [sys.executable, __file__, "--memory", json.dumps(args), "--threads", str(torch.get_num_threads())]
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        json.dumps(args),
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
+    return json.loads(
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    )
 
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
@@ -237,14 +323,20 @@ def measure(device: str, seconds: float) -> dict:
         for B in (4, 1):
             result["equality"].append({"model": name, "B": B, **check_equal(base, models, B)})
             times = interleaved(steps(base, models, 6, B), device, seconds)
-            result["step"] += [{"model": name, "K": 6, "B": B, "who": who, **t} for who, t in times.items()]
+            result["step"] += [
+                {"model": name, "K": 6, "B": B, "who": who, **t} for who, t in times.items()
+            ]
         print("steps, ", end="", flush=True)
         for B, times in scoring(base, models, device, seconds / 2).items():
-            result["scoring"] += [{"model": name, "B": B, "who": who, **t} for who, t in times.items()]
+            result["scoring"] += [
+                {"model": name, "B": B, "who": who, **t} for who, t in times.items()
+            ]
         print("scoring, ", end="", flush=True)
         if name == first:
             for K, B in [(6, B) for B in ROWS[device]] + [(K, 4) for K in SHOTS[device] if K != 6]:
-                times = interleaved(steps(base, both(base, K), K, B), device, seconds / 4, at_least=2)
+                times = interleaved(
+                    steps(base, both(base, K), K, B), device, seconds / 4, at_least=2
+                )
                 result["sweep"] += [{"K": K, "B": B, "who": who, **t} for who, t in times.items()]
             print("sweep, ", end="", flush=True)
         del base, models
@@ -261,21 +353,37 @@ def ratios(result: dict) -> list[dict]:
 
     def row(model, what, values, unit, peft="PEFT"):
         limit = values.get("limit")
-        rows.append({
-            "model": model, "what": what, "PEFT": values[peft], "minicpt": values["minicpt"], "unit": unit,
-            "PEFT / minicpt": values[peft] / values["minicpt"],
-            "minicpt / limit": values["minicpt"] / limit if limit else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": model,
+                "what": what,
+                "PEFT": values[peft],
+                "minicpt": values["minicpt"],
+                "unit": unit,
+                "PEFT / minicpt": values[peft] / values["minicpt"],
+                "minicpt / limit": values["minicpt"] / limit if limit else None,
+            }
+        )
 
     for model in dict.fromkeys(r["model"] for r in result["step"]):
         for B in (4, 1):
             here = [r for r in result["step"] if (r["model"], r["B"]) == (model, B)]
             row(model, f"training step, B={B}", {r["who"]: r["median_ms"] for r in here}, "ms")
         for B in (1, SCORED):
-            here = {r["who"]: r["median_ms"] for r in result["scoring"] if (r["model"], r["B"]) == (model, B)}
+            here = {
+                r["who"]: r["median_ms"]
+                for r in result["scoring"]
+                if (r["model"], r["B"]) == (model, B)
+            }
             how = "one call a query" if B == 1 else f"batches of {B}"
             row(model, f"scoring, {how}", here, "ms a query")
-            row(model, f"scoring, {how}, PEFT with logits_to_keep", here, "ms a query", "PEFT, logits_to_keep")
+            row(
+                model,
+                f"scoring, {how}, PEFT with logits_to_keep",
+                here,
+                "ms a query",
+                "PEFT, logits_to_keep",
+            )
         for B in (4, 1):
             here = [r for r in result["memory"] if (r["model"], r["K"], r["B"]) == (model, 6, B)]
             row(model, f"memory of the step, B={B}", {r["who"]: r["peak_mb"] for r in here}, "MB")
@@ -312,20 +420,34 @@ def figure(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    kinds = [("sweep", "median_ms", "training step (ms)"), ("memory", "peak_mb", "memory beyond the weights (MB)")]
+    kinds = [
+        ("sweep", "median_ms", "training step (ms)"),
+        ("memory", "peak_mb", "memory beyond the weights (MB)"),
+    ]
     first = result["memory"][0]["model"]
     for line, (kind, value, label) in zip(axes, kinds):
         rows = [r for r in result[kind] if r.get("model", first) == first]
         for axis, (x, fixed, at) in zip(line, [("K", "B", 4), ("B", "K", 6)]):
             for who, colour in COLOURS.items():
-                points = sorted((r[x], r[value]) for r in rows if r["who"] == who and r[fixed] == at)
+                points = sorted(
+                    (r[x], r[value]) for r in rows if r["who"] == who and r[fixed] == at
+                )
                 axis.plot(*zip(*points), "o-", color=colour, label=who, markersize=4)
                 if x == "K" and points[-1][0] < 50:
                     beyond = [points[-1][0], 30, 40, 50]
-                    axis.plot(beyond, extrapolated(points, beyond), ":", color=colour, label=f"{who}, estimate")
+                    axis.plot(
+                        beyond,
+                        extrapolated(points, beyond),
+                        ":",
+                        color=colour,
+                        label=f"{who}, estimate",
+                    )
             other = f"{fixed}={at}"
             axis.set(
-                xlabel={"K": "examples in the context, K (40 tokens each)", "B": "rows a step, B"}[x], ylabel=label
+                xlabel={"K": "examples in the context, K (40 tokens each)", "B": "rows a step, B"}[
+                    x
+                ],
+                ylabel=label,
             )
             axis.set(title=f"{first}, {other}", yscale="log")
             axis.grid(alpha=0.3, which="both")
@@ -338,7 +460,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6, help="time for each comparison, at least three rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=6, help="time for each comparison, at least three rounds"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -352,13 +476,21 @@ def main() -> None:
     started = time.perf_counter()
     result = measure(args.device, args.seconds)
     processor = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    result["machine"] = {"device": args.device, "processor": processor, "cores": os.cpu_count(), "threads": args.threads,
-                         **{p: version(p) for p in ("torch", "transformers", "peft")}}  # fmt: skip
+    result["machine"] = {
+        "device": args.device,
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        **{p: version(p) for p in ("torch", "transformers", "peft")},
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{args.device}.json").write_text(json.dumps(result, indent=1))
     (args.out / f"{args.device}.md").write_text(table(result), encoding="utf-8")
     figure(result, args.out / f"{args.device}.png")
-    print(table(result), f"\n{time.perf_counter() - started:.0f} s; written: {args.out}/{args.device}.json, .md, .png")
+    print(
+        table(result),
+        f"\n{time.perf_counter() - started:.0f} s; written: {args.out}/{args.device}.json, .md, .png",
+    )
 
 
 if __name__ == "__main__":

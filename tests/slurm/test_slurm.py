@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from minicpt import executors
 from minicpt.errors import MiniCPTError
-from minicpt.executors import Shard, in_slurm, run_grid
-from minicpt.experiments import Cell, Store, grid
+from minicpt.lab import executors
+from minicpt.lab.cells import Cell, grid
+from minicpt.lab.executors import Shard, in_slurm, run_grid
+from minicpt.lab.store import Store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -62,15 +63,22 @@ def test_an_array_fills_the_store_with_the_numbers_of_a_serial_run(slurm, tmp_pa
         ours, theirs = here.get(cell), there.get(cell)
         assert ours["log_scores"] == theirs["log_scores"] and ours["history"] == theirs["history"]
     logs = sorted((tmp_path / "there" / "slurm").glob("*_0_log.out"))
-    assert len(logs) == 2 and len({path.name.split("_")[0] for path in logs}) == 1, "one array of two jobs"
-    assert run_grid(cells, there, workers=2, slurm=ONE_CPU) == []  # nothing is submitted for a full store
+    assert len(logs) == 2 and len({path.name.split("_")[0] for path in logs}) == 1, (
+        "one array of two jobs"
+    )
+    assert (
+        run_grid(cells, there, workers=2, slurm=ONE_CPU) == []
+    )  # nothing is submitted for a full store
     assert sorted((tmp_path / "there" / "slurm").glob("*_0_log.out")) == logs
 
 
 @needs_slurm
 @pytest.mark.slow
 def test_a_preempted_job_requeues_itself_and_only_what_is_missing_is_computed(slurm, tmp_path):
-    cells, store = [Cell("trec", "cpt", 2, seed, n_test=8, hp=(("epochs", 60),)) for seed in range(12)], Store(tmp_path)
+    cells, store = (
+        [Cell("trec", "cpt", 2, seed, n_test=8, hp=(("epochs", 60),)) for seed in range(12)],
+        Store(tmp_path),
+    )
     failures = []
     run = threading.Thread(target=lambda: failures.extend(run_grid(cells, store, slurm=ONE_CPU)))
     run.start()
@@ -79,15 +87,24 @@ def test_a_preempted_job_requeues_itself_and_only_what_is_missing_is_computed(sl
         time.sleep(0.2)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert 2 <= len(before) < len(cells)
-    queue = subprocess.run(["squeue", "--noheader", "--format=%i %T"], capture_output=True, text=True).stdout
+    queue = subprocess.run(
+        ["squeue", "--noheader", "--format=%i %T"], capture_output=True, text=True
+    ).stdout
     (job,) = re.findall(r"(\S+) RUNNING", queue)
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)  # what SLURM sends before it preempts
+    subprocess.run(
+        ["scancel", "--signal=USR2", job], check=True
+    )  # what SLURM sends before it preempts
     while run.is_alive() and time.monotonic() < deadline:
         # SLURM lets a requeued job wait two minutes; the test does not
-        subprocess.run(["scontrol", "update", f"jobid={job.split('_')[0]}", "StartTime=now"], capture_output=True)
+        subprocess.run(
+            ["scontrol", "update", f"jobid={job.split('_')[0]}", "StartTime=now"],
+            capture_output=True,
+        )
         run.join(1)
     assert not run.is_alive() and failures == [] and all(store.get(cell) for cell in cells)
-    assert all((tmp_path / name).stat().st_mtime_ns == when for name, when in before.items()), "computed twice"
+    assert all((tmp_path / name).stat().st_mtime_ns == when for name, when in before.items()), (
+        "computed twice"
+    )
     log = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*_log.*"))
     assert "preempted" in log and "requeue" in log.lower()
 
@@ -105,7 +122,9 @@ def test_a_killed_job_is_reported_and_the_next_run_goes_on(slurm, tmp_path):
     (array,) = {path.name.split("_")[0] for path in (tmp_path / "slurm").glob("*_submitted.pkl")}
     subprocess.run(["scancel", "--signal=KILL", "--full", array], check=True)
     messages = [message for _, message in outcomes if message]
-    assert messages and all("its job was killed or ran out of time" in message for message in messages)
+    assert messages and all(
+        "its job was killed or ran out of time" in message for message in messages
+    )
     missing = [cell for cell in cells if not store.get(cell)][:1]
     assert run_grid(missing, store) == [] and store.get(missing[0])
 

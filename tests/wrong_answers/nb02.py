@@ -33,9 +33,20 @@ WRONG = {
         (divided(lambda content_free: 1 / content_free.softmax(-1).mean(0)), "Divide"),
         (divided(lambda content_free: content_free.softmax(-1)[0]), "only the first"),
         (divided(lambda content_free: content_free.mean(0).softmax(-1)), "probabilities first"),
-        (divided(lambda content_free: content_free.exp().mean(0)), "not normalised over the labels"),
+        (
+            divided(lambda content_free: content_free.exp().mean(0)),
+            "not normalised over the labels",
+        ),
         (lambda scores, content_free: scores.softmax(-1), "nothing is calibrated"),
-        (lambda scores, content_free: scores.softmax(-1) / content_free.softmax(-1).mean(0), "add up to 1"),
-        (lambda scores, content_free: scores.log_softmax(-1) - content_free.softmax(-1).mean(0).log(), "last softmax"),
+        (
+            lambda scores, content_free: scores.softmax(-1) / content_free.softmax(-1).mean(0),
+            "add up to 1",
+        ),
+        (
+            lambda scores, content_free: (
+                scores.log_softmax(-1) - content_free.softmax(-1).mean(0).log()
+            ),
+            "last softmax",
+        ),
     ],
 }

@@ -9,7 +9,9 @@ def batch(after=False, on_mask=1, on_labels=-100, mask_too=True, labels_too=True
         B, P = len(embeds), len(prompt)
         both = (prompt.expand(B, -1, -1), embeds)
         mask = torch.cat((mask.new_full((B, P), on_mask), mask), 1) if mask_too else mask
-        labels = torch.cat((labels.new_full((B, P), on_labels), labels), 1) if labels_too else labels
+        labels = (
+            torch.cat((labels.new_full((B, P), on_labels), labels), 1) if labels_too else labels
+        )
         return torch.cat(both[::-1] if after else both, 1), mask, labels
 
     return put_before
@@ -43,20 +45,55 @@ WRONG = {
         (no_batch, "raised RuntimeError"),
     ],
     "from_words": [
-        (took(lambda ids, P: [i for i in ids for _ in range(-(-P // len(ids)))][:P]), "repeated in place"),
+        (
+            took(lambda ids, P: [i for i in ids for _ in range(-(-P // len(ids)))][:P]),
+            "repeated in place",
+        ),
         (took(lambda ids, P: ids[:P]), "a place for every word"),
         (took(lambda ids, P: ids * -(-P // len(ids))), "not cut to P"),
         (took(lambda ids, P: (ids[::-1] * P)[:P]), "starts at its end"),
         (took(turns, lambda rows: rows), "hang on the embedding"),
-        (lambda ids, P, embedding: embedding.detach()[ids].mean(0).repeat(P, 1), "the mean of the words"),
-        (lambda ids, P, embedding: embedding.detach()[:P].clone(), "the first rows of the vocabulary"),
+        (
+            lambda ids, P, embedding: embedding.detach()[ids].mean(0).repeat(P, 1),
+            "the mean of the words",
+        ),
+        (
+            lambda ids, P, embedding: embedding.detach()[:P].clone(),
+            "the first rows of the vocabulary",
+        ),
     ],
     "nearest": [
-        (lambda prompt, embedding, k: (prompt @ embedding.T).topk(k).indices, "this is the dot product"),
-        (lambda prompt, embedding, k: torch.cdist(prompt, embedding).topk(k, largest=False).indices, "Euclidean"),
-        (lambda prompt, embedding, k: (prompt @ normalize(embedding).T).topk(k, largest=False).indices, "farthest"),
-        (lambda prompt, embedding, k: (normalize(prompt) @ normalize(embedding).T).topk(k).values, "are the cosines"),
-        (lambda prompt, embedding, k: normalize(prompt) @ normalize(embedding).T, "these are all cosines"),
-        (lambda prompt, embedding, k: (normalize(embedding) @ normalize(prompt).T).topk(k, 0).indices, "exchanged"),
+        (
+            lambda prompt, embedding, k: (prompt @ embedding.T).topk(k).indices,
+            "this is the dot product",
+        ),
+        (
+            lambda prompt, embedding, k: (
+                torch.cdist(prompt, embedding).topk(k, largest=False).indices
+            ),
+            "Euclidean",
+        ),
+        (
+            lambda prompt, embedding, k: (
+                (prompt @ normalize(embedding).T).topk(k, largest=False).indices
+            ),
+            "farthest",
+        ),
+        (
+            lambda prompt, embedding, k: (
+                (normalize(prompt) @ normalize(embedding).T).topk(k).values
+            ),
+            "are the cosines",
+        ),
+        (
+            lambda prompt, embedding, k: normalize(prompt) @ normalize(embedding).T,
+            "these are all cosines",
+        ),
+        (
+            lambda prompt, embedding, k: (
+                (normalize(embedding) @ normalize(prompt).T).topk(k, 0).indices
+            ),
+            "exchanged",
+        ),
     ],
-}  # fmt: skip
+}

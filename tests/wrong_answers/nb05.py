@@ -49,11 +49,20 @@ WRONG = {
         (loss(zeros=True), "separators count as labels"),
         (loss(mean=True), "the mean over the labels"),
         (training_label_only, "only the training example's label"),
-        (lambda logits, ids, types, gamma: -loss()(logits, ids, types, gamma), "the sign is turned"),
+        (
+            lambda logits, ids, types, gamma: -loss()(logits, ids, types, gamma),
+            "the sign is turned",
+        ),
     ],
     "freeze": [
-        (lambda gradient, types: gradient * (types > 0)[:, None], "the labels still have a gradient"),
-        (lambda gradient, types: gradient * ((types == 0) | (types % 4 > 0))[:, None], "separators still have"),
+        (
+            lambda gradient, types: gradient * (types > 0)[:, None],
+            "the labels still have a gradient",
+        ),
+        (
+            lambda gradient, types: gradient * ((types == 0) | (types % 4 > 0))[:, None],
+            "separators still have",
+        ),
         (lambda gradient, types: gradient[types % 4 > 0], "cut out"),
         (lambda gradient, types: gradient * (types % 4 == 0)[:, None], "wrong way round"),
         (lambda gradient, types: gradient * (types % 4)[:, None], "multiplied by their role"),
@@ -61,18 +70,39 @@ WRONG = {
     ],
     "project_tokens": [
         (together, "projected together"),
-        (lambda delta, epsilon: delta / delta.norm(dim=1, keepdim=True) * epsilon[:, None], "also those inside"),
+        (
+            lambda delta, epsilon: delta / delta.norm(dim=1, keepdim=True) * epsilon[:, None],
+            "also those inside",
+        ),
         (lambda delta, epsilon: delta.clamp(-epsilon[:, None], epsilon[:, None]), "that is a box"),
         (divided_by_norm, "0/0"),
         (lambda delta, epsilon: delta, "nothing was projected"),
         (lambda delta, epsilon: each(delta, epsilon[:1]), "first row's radius"),
     ],
     "training_step": [
-        (lambda delta, g, types, epsilon, lr: each(delta + lr * g * free(types), epsilon), "it goes up"),
-        (lambda delta, g, types, epsilon, lr: each(delta - lr * g, epsilon), "labels and separators moved"),
-        (lambda delta, g, types, epsilon, lr: delta - lr * g * free(types), "nothing was projected"),
-        (lambda delta, g, types, epsilon, lr: delta + each(-lr * g * free(types), epsilon), "the step is projected"),
-        (lambda delta, g, types, epsilon, lr: together(delta - lr * g * free(types), epsilon), "all tokens are projected"),
-        (lambda delta, g, types, epsilon, lr: each(delta - g * free(types), epsilon), "learning rate is not used"),
+        (
+            lambda delta, g, types, epsilon, lr: each(delta + lr * g * free(types), epsilon),
+            "it goes up",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: each(delta - lr * g, epsilon),
+            "labels and separators moved",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: delta - lr * g * free(types),
+            "nothing was projected",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: delta + each(-lr * g * free(types), epsilon),
+            "the step is projected",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: together(delta - lr * g * free(types), epsilon),
+            "all tokens are projected",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: each(delta - g * free(types), epsilon),
+            "learning rate is not used",
+        ),
     ],
-}  # fmt: skip
+}

@@ -8,7 +8,11 @@ def each(delta, epsilon):
     return delta * (epsilon / torch.maximum(delta.norm(dim=1), epsilon))[:, None]
 
 
-def step(factor=1, unit=lambda g: normalize(g, dim=1), after=lambda new, centre, e: centre + each(new - centre, e)):
+def step(
+    factor=1,
+    unit=lambda g: normalize(g, dim=1),
+    after=lambda new, centre, e: centre + each(new - centre, e),
+):
     def pgd_step(point, gradient, centre, epsilon, length, sign):
         return after(point + factor * sign * length * unit(gradient), centre, epsilon)
 
@@ -38,18 +42,38 @@ WRONG = {
         (project_first, "the projection comes before the step"),
         (step(after=lambda new, centre, e: each(new, e)), "around the centre, not around zero"),
         (step(after=lambda new, centre, e: each(new - centre, e)), "the centre is missing"),
-        (step(after=lambda new, centre, e: centre + (new - centre).clamp(-e[:, None], e[:, None])), "that is a box"),
+        (
+            step(
+                after=lambda new, centre, e: centre + (new - centre).clamp(-e[:, None], e[:, None])
+            ),
+            "that is a box",
+        ),
         (step(unit=lambda g: g), "the gradient's length is still in the step"),
         (step(unit=lambda g: g / g.norm(dim=1, keepdim=True)), "NaN"),
     ],
     "hide_twin": [
         (lambda types, rows: examples(types) == own(rows), "wrong way round"),
-        (lambda types, rows: torch.where(types > 0, (types - 1) // 4, -1) != own(rows), "separators are still visible"),
-        (lambda types, rows: (examples(types) != own(rows)) & (types > 0), "all separators are hidden"),
+        (
+            lambda types, rows: torch.where(types > 0, (types - 1) // 4, -1) != own(rows),
+            "separators are still visible",
+        ),
+        (
+            lambda types, rows: (examples(types) != own(rows)) & (types > 0),
+            "all separators are hidden",
+        ),
         (lambda types, rows: types != 4 * (own(rows) + 1), "only the twin's label is hidden"),
         (lambda types, rows: examples(types) != own(rows) + 1, "off by one: the example after"),
-        (lambda types, rows: examples(types) < own(rows), "the examples after the twin are hidden, too"),
-        (lambda types, rows: examples(types, shift=0) != own(rows), "labels go with the wrong example"),
-        (lambda types, rows: examples(types) != torch.arange(len(rows))[:, None], "it must hide example rows[b]"),
+        (
+            lambda types, rows: examples(types) < own(rows),
+            "the examples after the twin are hidden, too",
+        ),
+        (
+            lambda types, rows: examples(types, shift=0) != own(rows),
+            "labels go with the wrong example",
+        ),
+        (
+            lambda types, rows: examples(types) != torch.arange(len(rows))[:, None],
+            "it must hide example rows[b]",
+        ),
     ],
 }

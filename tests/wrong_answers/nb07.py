@@ -3,7 +3,13 @@
 import torch
 
 
-def pool(keep=lambda mask, answer: mask & (answer.cumsum(1) == 0), dim=1, fill=-torch.inf, scale=1.0, nan=False):
+def pool(
+    keep=lambda mask, answer: mask & (answer.cumsum(1) == 0),
+    dim=1,
+    fill=-torch.inf,
+    scale=1.0,
+    nan=False,
+):
     def pool_instruction(z, queries, mask, answer):
         scores = (z @ queries * scale).masked_fill(~keep(mask, answer)[:, :, None], fill)
         weights = scores.softmax(dim)
@@ -22,7 +28,13 @@ def zeroed_afterwards(z, queries, mask, answer):
     return ((z @ queries).softmax(1) * (mask & (answer.cumsum(1) == 0))[:, :, None]).mT @ z
 
 
-def fraction(top=lambda a: a, bottom=lambda b: b, first=1, denominator=lambda s: 1 + s.abs(), cast=torch.Tensor.float):
+def fraction(
+    top=lambda a: a,
+    bottom=lambda b: b,
+    first=1,
+    denominator=lambda s: 1 + s.abs(),
+    cast=torch.Tensor.float,
+):
     def rational(x, a, b):
         x, a, b = cast(x), top(a), bottom(b)
         above = sum(a[i] * x**i for i in range(len(a)))
@@ -33,7 +45,9 @@ def fraction(top=lambda a: a, bottom=lambda b: b, first=1, denominator=lambda s:
 
 def own_absolute_values(x, a, b):
     x = x.float()
-    return sum(c * x**i for i, c in enumerate(a)) / (1 + sum((c * x ** (i + 1)).abs() for i, c in enumerate(b)))
+    return sum(c * x**i for i, c in enumerate(a)) / (
+        1 + sum((c * x ** (i + 1)).abs() for i, c in enumerate(b))
+    )
 
 
 def flipped(c):
@@ -60,4 +74,4 @@ WRONG = {
         (own_absolute_values, "its own absolute value"),
         (fraction(cast=lambda x: x), "overflows"),
     ],
-}  # fmt: skip
+}

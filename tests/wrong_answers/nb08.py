@@ -1,6 +1,6 @@
 """Typical wrong answers to the exercise of notebook 08, and words that the checker's message must hold."""
 
-from minicpt.projection import project
+from minicpt.core.projection import project
 
 
 def refuse(outside):
@@ -8,7 +8,12 @@ def refuse(outside):
         raise ValueError("outside its ball")
 
 
-def recover(centre=lambda words, ids: words[ids], slack=0.01, norms=lambda delta, limit: (delta > limit).any(), sign=1):
+def recover(
+    centre=lambda words, ids: words[ids],
+    slack=0.01,
+    norms=lambda delta, limit: (delta > limit).any(),
+    sign=1,
+):
     def recover_delta(saved, ids, words, radius):
         middle = centre(words, ids)
         delta = sign * (saved - middle)
@@ -20,7 +25,9 @@ def recover(centre=lambda words, ids: words[ids], slack=0.01, norms=lambda delta
 
 def without_labels(saved, ids, words, radius):
     delta = saved - words[ids]
-    refuse((delta.norm(dim=1) > radius + 0.01 * (words[ids].norm(dim=1) + radius))[radius > 1e-6].any())
+    refuse(
+        (delta.norm(dim=1) > radius + 0.01 * (words[ids].norm(dim=1) + radius))[radius > 1e-6].any()
+    )
     return delta
 
 
@@ -38,8 +45,11 @@ WRONG = {
         (lambda saved, ids, words, radius: saved - words[ids], "is not refused"),
         (lambda saved, ids, words, radius: project(saved - words[ids], radius), "back in silence"),
         (recover(slack=0), "allow 1 %"),
-        (recover(norms=lambda delta, limit: delta.norm() > limit.norm()), "not the norm of the whole"),
+        (
+            recover(norms=lambda delta, limit: delta.norm() > limit.norm()),
+            "not the norm of the whole",
+        ),
         (without_labels, "a label that moved"),
         (asserted, "must raise ValueError"),
     ],
-}  # fmt: skip
+}

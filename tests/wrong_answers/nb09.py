@@ -3,8 +3,14 @@
 import torch
 
 
-def cache(factor=2, heads_kept=lambda heads, kv_heads: kv_heads, rows_count=True, bytes_each=lambda itemsize: itemsize,
-          head=lambda width, heads: width // heads, power=1):  # fmt: skip
+def cache(
+    factor=2,
+    heads_kept=lambda heads, kv_heads: kv_heads,
+    rows_count=True,
+    bytes_each=lambda itemsize: itemsize,
+    head=lambda width, heads: width // heads,
+    power=1,
+):
     def cache_size(layers, width, heads, kv_heads, rows, tokens, itemsize):
         sequences = (rows if rows_count else 1) * tokens**power
         numbers = layers * sequences * heads_kept(heads, kv_heads) * head(width, heads)
@@ -29,7 +35,9 @@ def gather(term, divide=lambda n, rows: n, keep=True):
 
 def all_at_once(weight, rows, losses_of):
     weight = weight.detach().requires_grad_()
-    return torch.autograd.grad(torch.cat([losses_of(weight, row) for row in rows]).mean(), weight)[0]
+    return torch.autograd.grad(torch.cat([losses_of(weight, row) for row in rows]).mean(), weight)[
+        0
+    ]
 
 
 def without_gradient(weight, rows, losses_of):
@@ -55,4 +63,4 @@ WRONG = {
         (all_at_once, "kept at once"),
         (without_gradient, "have no gradient"),
     ],
-}  # fmt: skip
+}

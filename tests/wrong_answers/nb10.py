@@ -7,7 +7,9 @@ from scipy import stats
 
 
 def by_class(labels):
-    return {name: [i for i, label in enumerate(labels) if label == name] for name in sorted({*labels})}
+    return {
+        name: [i for i, label in enumerate(labels) if label == name] for name in sorted({*labels})
+    }
 
 
 def in_turns(labels, K, rng, classes=True, rows=True, last=True, source=None):
@@ -27,7 +29,9 @@ def per_class(labels, K, rng):
 def with_replacement(labels, K, rng):
     found = by_class(labels)
     names = rng.sample([*found], len(found))
-    return rng.sample(drawn := [rng.choice(found[names[k % len(names)]]) for k in range(K)], len(drawn))
+    return rng.sample(
+        drawn := [rng.choice(found[names[k % len(names)]]) for k in range(K)], len(drawn)
+    )
 
 
 def half(d, factor=None, ddof=1, root=True):
@@ -70,11 +74,23 @@ WRONG = {
         (per_class, "K is the number in total"),
         (with_replacement, "drawn twice"),
         (lambda labels, K, rng: rng.sample(range(len(labels)), K), "Distinct classes first"),
-        (lambda labels, K, rng: in_turns(labels, K, rng, classes=False), "which classes stand among the K"),
-        (lambda labels, K, rng: in_turns(labels, K, rng, rows=False), "which row stands for its class"),
+        (
+            lambda labels, K, rng: in_turns(labels, K, rng, classes=False),
+            "which classes stand among the K",
+        ),
+        (
+            lambda labels, K, rng: in_turns(labels, K, rng, rows=False),
+            "which row stands for its class",
+        ),
         (lambda labels, K, rng: in_turns(labels, K, rng, last=False), "rounds still show"),
-        (lambda labels, K, rng: in_turns(labels, K, rng, source=random), "take all randomness from `rng`"),
-        (lambda labels, K, rng: sorted(in_turns(labels, K, rng), key=labels.__getitem__), "one fixed order"),
+        (
+            lambda labels, K, rng: in_turns(labels, K, rng, source=random),
+            "take all randomness from `rng`",
+        ),
+        (
+            lambda labels, K, rng: sorted(in_turns(labels, K, rng), key=labels.__getitem__),
+            "one fixed order",
+        ),
         (lambda labels, K, rng: [labels[i] for i in in_turns(labels, K, rng)], "these are labels"),
     ],
     "paired_interval": [
@@ -91,7 +107,10 @@ WRONG = {
         (lambda p: put_back(p, np.minimum(stepped(p), 1)), "running maximum is missing"),
         (lambda p: p.copy(), "nothing was corrected"),
         (lambda p: np.minimum(np.maximum.accumulate(stepped(p)), 1), "they come back sorted"),
-        (lambda p: np.minimum(np.maximum.accumulate(stepped(p)), 1)[np.argsort(p)], "put back the wrong way"),
+        (
+            lambda p: np.minimum(np.maximum.accumulate(stepped(p)), 1)[np.argsort(p)],
+            "put back the wrong way",
+        ),
         (lambda p: put_back(p, np.maximum.accumulate(stepped(p))), "above 1"),
         (lambda p: stats.false_discovery_control(p), "false discovery rate"),
         (sorts_in_place, "in place"),

@@ -5,8 +5,13 @@ import tempfile
 from pathlib import Path
 
 
-def write(name=lambda path: path.with_name(f".{path.name}.{os.getpid()}.tmp"), caught=BaseException, again=True,
-          first=lambda path: None, inside=True):  # fmt: skip
+def write(
+    name=lambda path: path.with_name(f".{path.name}.{os.getpid()}.tmp"),
+    caught=BaseException,
+    again=True,
+    first=lambda path: None,
+    inside=True,
+):
     def write_whole(path, text):
         temporary = name(path)
         if not inside:
@@ -39,7 +44,10 @@ WRONG = {
     "write_whole": [
         (in_place, "written in place"),
         (copied, "written in place"),
-        (write(lambda path: Path(tempfile.gettempdir()) / f"{path.name}.{os.getpid()}"), "in another folder"),
+        (
+            write(lambda path: Path(tempfile.gettempdir()) / f"{path.name}.{os.getpid()}"),
+            "in another folder",
+        ),
         (write(lambda path: path.with_name(path.name + ".tmp")), "the same temporary name"),
         (write(caught=()), "catch BaseException"),
         (write(caught=Exception), "catch BaseException"),
@@ -47,4 +55,4 @@ WRONG = {
         (write(first=lambda path: path.unlink()), "removed before the rename"),
         (write(again=False), "the error is swallowed"),
     ],
-}  # fmt: skip
+}

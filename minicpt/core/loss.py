@@ -1,0 +1,85 @@
+"""Label cross-entropy with recency decay: the training label plus the context's labels (paper 3.2.1).
+
+    L = sum_k gamma^(K+1-k) * CE(label k of the context)  +  CE(label of the training example)
+
+Only label tokens count. The last label of a row (the training example's) weighs 1, the one before it gamma, the one
+before that gamma^2 ...: later examples matter more, as they do in in-context learning.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import MiniCPTError
+from .masks import is_label
+
+IGNORE = -100
+
+
+def distance_to_last(types: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Count, at each label token, the labelled examples of its row that come after it (0 at the last one)."""
+    labels = is_label(types)
+    group = torch.where(labels, types // 4, 0)  # 1, 2, ... per example; 0 off labels
+    present = torch.zeros(
+        types.shape[0], int(group.max()) + 2, dtype=torch.long, device=types.device
+    )
+    present.scatter_(1, group, 1)
+    present[:, 0] = 0
+    later = (
+        present.flip(1).cumsum(1).flip(1) - present
+    )  # examples with a larger number, per (row, number)
+    return torch.where(labels, later.gather(1, group), 0)
+
+
+def token_weights(
+    labels: Int[Tensor, "B S"],
+    types: Int[Tensor, "B S"],
+    decay: float = 1.0,
+    reduction: str = "mean",
+    context_weight: float = 1.0,
+) -> Float[Tensor, "B S"]:
+    """Weight of every position's cross-entropy, so that the loss is one weighted sum; zero where labels are -100.
+
+    `reduction="mean"`: omega / (number of label tokens in the batch), as PEFT's `calculate_loss` does.
+    `reduction="sum"`: omega / (tokens of that label) / B, the paper's sum over labels, averaged over rows.
+    `context_weight` scales all labels but each row's last one (0: train on the training label only).
+    """
+    valid = labels != IGNORE
+    distance = distance_to_last(types)
+    omega = decay ** distance.float() * torch.where(distance > 0, context_weight, 1.0) * valid
+    if reduction == "mean":
+        # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (model.py)
+        return omega / valid.sum()
+    if reduction == "sum":
+        group = torch.where(is_label(types), types // 4, 0)
+        sizes = torch.zeros(types.shape[0], int(group.max()) + 1, device=types.device)
+        sizes.scatter_add_(1, group, valid.float())
+        return omega / sizes.gather(1, group).clamp(min=1) / len(labels)
+    raise MiniCPTError(
+        f"The loss reduction must be 'mean' (PEFT) or 'sum' (paper), got {reduction!r}."
+    )
+
+
+def label_loss(
+    logits: Float[Tensor, "B S V"],
+    labels: Int[Tensor, "B S"],
+    types: Int[Tensor, "B S"],
+    decay: float = 1.0,
+    reduction: str = "mean",
+    context_weight: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the label tokens, recency-weighted: logits (B, S, V), labels and types (B, S) -> scalar.
+
+    Position s predicts token s+1, as in any causal language model. Labels of -100 are left out.
+    Sources: paper 3.2.1, PEFT `CPTEmbedding.calculate_loss`.
+    """
+    weights = token_weights(labels[:, 1:], types[:, 1:], decay, reduction, context_weight)
+    counted = labels[:, 1:] != IGNORE
+    # only the counted positions: the softmax over V is the expensive part
+    losses = F.cross_entropy(
+        logits[:, :-1][counted].float(), labels[:, 1:][counted], reduction="none"
+    )
+    return (
+        (losses * weights[counted]).sum() if reduction == "sum" or counted.any() else losses.mean()
+    )

@@ -1,0 +1,1 @@
+"""PEFT's names, fields and files, with this library's prompts behind them."""

@@ -1,0 +1,270 @@
+"""What a call of the prompted model does: PEFT's `forward` and `generate` with our checks, CPT loss and shared prefix."""
+
+import warnings
+from collections.abc import Sequence
+
+import peft
+import torch
+from peft import PeftType
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
+from ..core.loss import IGNORE, token_weights
+from ..core.templates import Encoded
+from ..engine.prefix import obstacle, prompted
+from ..engine.scores import label_scores
+from ..errors import MiniCPTError
+
+# what a call may hold for the shared prefix to serve it; anything else goes to PEFT's forward
+_UNDERSTOOD = {
+    "input_type_mask",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "position_ids",
+    "task_ids",
+    "token_type_ids",
+    "use_cache",
+}
+_SWITCHES = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+    "return_dict": True,
+}
+ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
+
+
+class PromptedForward(peft.PeftModelForCausalLM):
+    """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
+
+    A call that wants more than that (attentions, hidden states, tuples, 4-D masks, a loss function of one's own) takes
+    PEFT's plain forward, as all do after `shared_prefix = False`; a model that cannot share says so once, in a warning.
+    """
+
+    shared_prefix = True
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(
+                message, stacklevel=8
+            )  # the caller of model(...), behind torch's and PEFT's frames
+
+    def forward(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, *args, **kwargs
+    ):
+        """Run [prompt, query]: PEFT's signature; logits (B, P+T, V) and, given labels (B, T), the loss.
+
+        Raises `MiniCPTError` for ids outside the vocabulary and where the loss would be NaN for want of a label.
+        """
+        kind = self.active_peft_config.peft_type
+        if kind in ENCODERS and input_ids is not None:
+            check_ids("input_ids", input_ids, self.word_embeddings)
+        if kind == PeftType.PROMPT_TUNING and labels is not None:
+            counted = labels[labels != IGNORE]
+            check_ids("labels", counted, self.word_embeddings)
+            # a count of items from outside (Trainer, gradient accumulation) makes the loss of no labels 0, not 0/0
+            if not len(counted) and kwargs.get("num_items_in_batch") is None:
+                raise MiniCPTError(
+                    "All labels are -100: the loss would be NaN. Label at least one token of the batch."
+                )
+        nothing = input_ids is None and inputs_embeds is None
+        if (
+            kind not in ENCODERS
+            or args
+            or nothing
+            or self._asks_for_more(attention_mask, labels, kwargs)
+        ):
+            return super().forward(
+                input_ids, attention_mask, inputs_embeds, labels, *args, **kwargs
+            )
+        return self._shared_forward(input_ids, attention_mask, inputs_embeds, labels, **kwargs)
+
+    def _asks_for_more(self, mask: Tensor | None, labels: Tensor | None, kwargs: dict) -> bool:
+        """Whether the call wants something that only whole rows in one plain pass can give."""
+        model, given = (
+            self.base_model,
+            {name: value for name, value in kwargs.items() if value is not None},
+        )
+        wanted = {
+            name: getattr(model.config, name, default) for name, default in _SWITCHES.items()
+        } | given
+        return (
+            not self.shared_prefix
+            or bool(given.keys() - _UNDERSTOOD - _SWITCHES.keys())
+            or any(bool(wanted[name]) != default for name, default in _SWITCHES.items())
+            or (mask is not None and mask.dim() != 2)
+            or model.get_output_embeddings() is None
+            or (labels is not None and model.loss_function is not ForCausalLMLoss)
+        )
+
+    def _shared_forward(
+        self,
+        input_ids,
+        mask,
+        queries,
+        labels,
+        *,
+        logits_to_keep=0,
+        use_cache=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """Run [prompt, query] with the prompt run once (`prefix.py`); `shared_prefix = False` turns it off."""
+        config, P = self.active_peft_config, len(self.prompt_tokens[self.active_adapter])
+        self._adjust_prompt_learning_kwargs(config, kwargs=kwargs)
+        if queries is None:
+            queries = self.word_embeddings(input_ids)
+        weights = None
+        if config.peft_type == PeftType.CPT:
+            if labels is not None:
+                labels, types = self._label_context(
+                    labels, kwargs.get("input_type_mask"), config, queries
+                )
+                weights = token_weights(
+                    labels[:, 1:], types[:, 1:], *CPTEmbedding.loss_options(config)
+                )
+        elif labels is not None:
+            labels = torch.cat((labels.new_full((len(labels), P), IGNORE), labels), dim=1)
+            counted = labels[:, 1:] != IGNORE
+            weights = counted / (
+                counted.sum() if num_items_in_batch is None else num_items_in_batch
+            )
+        hides = config.peft_type == PeftType.CPT and not all(config.cpt_mask)
+        if mask is None and hides:
+            mask = torch.ones(queries.shape[:2], device=queries.device)
+        if mask is not None:
+            mask = torch.cat((mask.new_ones(len(mask), P), mask), dim=1)
+            mask = self._mask_context(mask, config) if hides else mask
+        reason = obstacle(self.base_model)
+        if reason:
+            self._warn_once(f"The prompt is run anew for every row, which is slower: {reason}.")
+        prompt = self.get_prompt(batch_size=1).to(queries.dtype)
+        use_cache = not torch.is_grad_enabled() if use_cache is None else use_cache
+        return prompted(
+            self.base_model,
+            prompt,
+            queries,
+            mask,
+            labels,
+            weights,
+            logits_to_keep,
+            self._kept,
+            not reason,
+            use_cache,
+        )
+
+    def generate(self, *args, **kwargs):
+        """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
+            check_ids("input_ids", ids, self.word_embeddings)
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """One step's inputs, PEFT's; as in `forward`, `cpt_mask` is honoured and the prompt is not run again."""
+        inputs, config = (
+            super().prepare_inputs_for_generation(*args, **kwargs),
+            self.active_peft_config,
+        )
+        if config.peft_type == PeftType.CPT:
+            inputs["attention_mask"] = self._mask_context(inputs.get("attention_mask"), config)
+        if config.peft_type in ENCODERS and self.shared_prefix:
+            self._start_from_kept(inputs)
+        return inputs
+
+    def _start_from_kept(self, inputs: dict) -> None:
+        """At the first step PEFT has put the prompt before every query: put its kept cache there instead."""
+        cache, embeds, mask = (
+            inputs.get(name) for name in ("past_key_values", "inputs_embeds", "attention_mask")
+        )
+        P = len(self.prompt_tokens[self.active_adapter])
+        if (
+            embeds is None
+            or type(cache) is not DynamicCache
+            or cache.get_seq_length()
+            or self.base_model.training
+        ):
+            return
+        if (mask is None or mask.dim() == 2) and not obstacle(self.base_model):
+            prefix = self._kept.get(
+                self.base_model, embeds[:1, :P], None if mask is None else mask[:1, :P]
+            )
+            cache.layers = prefix.branch(len(embeds)).layers
+            inputs["inputs_embeds"] = embeds[:, P:]
+
+    def _cpt_forward(self, input_ids, inputs_embeds, peft_config, task_ids, batch_size, **kwargs):
+        """Run [context, query] and, given labels, the loss over both. Source: PEFT `_cpt_forward`.
+
+        input_ids (B, T) or inputs_embeds (B, T, D), labels (B, T), input_type_mask (B, T); logits (B, P+T, V).
+        Unlike PEFT: the active adapter's own config counts, whatever its name; the caller's `input_type_mask` is not
+        changed; zeros of `cpt_mask` are honoured in the attention; the base model is not given the labels, so no
+        second cross-entropy is computed; roles that would shift, and a loss without any label, raise.
+        """
+        labels, types = kwargs.pop("labels"), kwargs.pop("input_type_mask", None)
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        if labels is not None:  # first what can be refused, then what takes time
+            if kwargs.get("return_dict") is False:
+                raise MiniCPTError(
+                    "CPT's loss needs return_dict=True: it is put into the output under its name."
+                )
+            labels, types = self._label_context(labels, types, peft_config, inputs_embeds)
+        prompt = self.get_prompt(batch_size=batch_size).to(inputs_embeds.dtype)
+        inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)
+        mask = kwargs.pop("attention_mask")
+        if mask is None and not all(peft_config.cpt_mask):
+            mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
+        mask = self._mask_context(mask, peft_config)
+        output = self.base_model(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
+        return (
+            output
+            if labels is None
+            else CPTEmbedding.calculate_loss(output, labels, types, peft_config)
+        )
+
+    def _label_context(self, labels, types, config, query) -> tuple[Tensor, Tensor]:
+        labels, types = CPTEmbedding.label_context(labels, types, config, query, self._warn_once)
+        check_ids("labels", labels[labels != IGNORE], self.word_embeddings)
+        return labels, types
+
+    @staticmethod
+    def _mask_context(mask: Tensor | None, config) -> Tensor | None:
+        """Write `cpt_mask` into the first P places of the attention mask (B, P+T); all ones change nothing."""
+        if mask is None or all(config.cpt_mask):
+            return mask
+        if mask.dim() != 2:
+            raise MiniCPTError(
+                "cpt_mask with zeros needs a 2-D attention mask; leave static caches and 4-D masks out."
+            )
+        mask = mask.clone()
+        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask, device=mask.device)
+        return mask
+
+    def clear_prefix_cache(self) -> None:
+        """Forget the prompt's KV cache: for changes of the base model that `prefix.KeptPrefix` cannot see."""
+        self._kept.clear()
+
+    def score(
+        self,
+        input_ids: Tensor,
+        candidates: Sequence[list[int]],
+        attention_mask: Tensor | None = None,
+        how: str = "mean",
+    ) -> Tensor:
+        """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
+
+        Padding may stand on either side. `how`: see `evaluate.label_scores`.
+        """
+        check_ids("input_ids", input_ids, self.word_embeddings)
+        check_ids(
+            "candidates", torch.tensor([t for ids in candidates for t in ids]), self.word_embeddings
+        )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask)]
+        queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
+        with torch.no_grad():
+            prompt = self.get_prompt(batch_size=1)
+        return label_scores(self.base_model, prompt, queries, candidates, how, kept=self._kept)

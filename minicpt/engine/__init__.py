@@ -1,0 +1,1 @@
+"""A frozen model, run once for many rows: loading, memory, the shared prefix, label scores."""

@@ -1,0 +1,1 @@
+"""The reproduction: cells, their store, executors, statistics, tables, figures, ablations."""

@@ -1,0 +1,198 @@
+"""Cells and their store: a grid becomes one JSON file a cell, computed once, never damaged, resumable.
+
+A cell is one (model, data set, method, shots, seed). Its file is named by the hash of its whole configuration,
+hyper-parameters and the fingerprints of data and weights included: what changes a result changes its name.
+"""
+
+import gc
+import hashlib
+import json
+import platform
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import product
+
+import torch
+
+from ..data import TASKS, load_task, make_split
+from ..engine.base_models import load_base, weights_fingerprint
+from ..engine.memory import ROWS, is_out_of_memory, peak_bytes, reset_peak
+from ..engine.scores import accuracy
+from ..errors import unknown
+from ..methods.fit import fit
+from ..methods.registry import METHODS, hyperparameters
+
+SHOTS = (2, 4, 6)
+# the nine methods of the paper's Table 1, and CPT with the ball of the paper's size
+TABLE_METHODS = (
+    "zero",
+    "icl",
+    "pt",
+    "ipt",
+    "lora",
+    "cpt",
+    "pt_instr",
+    "ipt_instr",
+    "cpt_instr",
+    "cpt_paper_eps",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table for one seed; `hp` overrides hyper-parameters, `labels` "" means the task's default."""
+
+    dataset: str
+    method: str
+    shots: int
+    seed: int
+    model: str = "micro"
+    data: str = "micro"
+    data_dir: str | None = field(default=None, compare=False)
+    labels: str = ""
+    n_test: int = 200
+    per_class: bool = False
+    label_score: str = "mean"
+    max_length: int | None = None
+    dtype: str = "auto"
+    device: str | None = field(default=None, compare=False)
+    hp: tuple[tuple[str, object], ...] = ()
+
+    def config(self) -> dict:
+        """Everything the result depends on, as plain JSON values; checks the names on the way."""
+        task = _task(self.dataset, self.data, self.data_dir)
+        config = asdict(self)
+        del config[
+            "data_dir"
+        ]  # where the rows lie does not matter, what they say does: task_sha256
+        del config["device"]
+        config["dataset"] = task.name
+        config["hp"] = hyperparameters(self.method, self.model, dict(self.hp))
+        config["labels"] = self.labels or task.default_labels
+        return {**config, "task_sha256": task.sha256, "model_fingerprint": _fingerprint(self.model)}
+
+    def key(self) -> str:
+        """sha1 of the canonical configuration: the name of the result's file."""
+        return hashlib.sha1(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
+
+
+_task, _fingerprint = (
+    lru_cache(load_task),
+    lru_cache(weights_fingerprint),
+)  # every cell asks for them
+
+
+@lru_cache(maxsize=1)
+def _base(model: str, device: str | None, dtype: str):
+    if model == "micro":
+        torch.set_num_threads(1)  # its matrices are so small that a second thread costs time
+    return load_base(model, device, dtype)
+
+
+def grid(
+    datasets: Iterable[str] = TASKS,
+    methods: Iterable[str] = TABLE_METHODS,
+    shots: Iterable[int] = SHOTS,
+    seeds: Iterable[int] = range(5),
+    **kwargs,
+) -> list[Cell]:
+    """All cells of a table; zero-shot knows no shots and stands there once per seed, with shots 0."""
+    cells = []
+    for dataset, method, seed in product(datasets, methods, seeds):
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        for k in [0] if method == "zero" else shots:
+            cells.append(Cell(dataset, method, k, seed, **kwargs))
+    return cells
+
+
+# ---- one cell -------------------------------------------------------------------------------------------------------
+
+
+def run_cell(cell: Cell) -> dict:
+    """Compute a cell: draw the split, fit, score the queries and the shots. Returns the JSON that the store keeps.
+
+    Where memory runs out, half as many rows go through the model at once, down to one: the numbers stay the same.
+    """
+    config = cell.config()  # first: a wrong name must not cost the loading of a model
+    started = time.perf_counter()
+    base = _base(cell.model, cell.device, cell.dtype)
+    task = _task(cell.dataset, cell.data, cell.data_dir)
+    split = make_split(
+        task, cell.shots, cell.seed, cell.n_test, cell.labels or None, cell.per_class
+    )
+    loaded, rows = time.perf_counter(), ROWS
+    while True:
+        try:
+            result = _fit_and_score(cell, base, split, rows)
+            return {
+                "config": config,
+                **result,
+                "seconds": {"load": loaded - started, **result["seconds"]},
+            }
+        except Exception as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        rows //= 2
+        gc.collect()  # outside of `except`: there the error's traceback still holds the tensors
+        if base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
+    reset_peak(base.device)
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictor = fit(
+            cell.method,
+            base,
+            split,
+            dict(cell.hp),
+            cell.label_score,
+            cell.max_length,
+            rows_at_once=rows_at_once,
+        )
+    notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
+    fitted = time.perf_counter()
+    rows = [*split.queries, *split.shots]
+    try:
+        raw, calibrated = predictor.scores([text for text, _ in rows])
+    finally:
+        predictor.close()
+    labels = [split.classes.index(label) for _, label in rows]
+    losses = -raw[range(len(rows)), labels]  # cross-entropy over the whole vocabulary, at the label
+    n = len(split.queries)
+    raw, calibrated, truth = raw[:n], calibrated[:n], labels[:n]
+    return {
+        "accuracy": accuracy(raw, truth),
+        "accuracy_calibrated": accuracy(calibrated, truth),
+        "loss": {
+            "test": losses[:n].mean().item(),
+            "train": losses[n:].mean().item() if split.shots else None,
+        },
+        "notes": notes,
+        "split_sha256": split.sha256,
+        "verbalizers": split.verbalizers,
+        "template": asdict(split.template),
+        "shots": split.shots,
+        "history": {"loss": predictor.history},
+        "truth": truth,
+        "log_scores": [[round(x, 4) for x in row] for row in raw.tolist()],
+        "log_scores_calibrated": [[round(x, 4) for x in row] for row in calibrated.tolist()],
+        "seconds": {"fit": fitted - started, "score": time.perf_counter() - fitted},
+        "peak_memory_mb": (peak := peak_bytes(base.device)) and peak / 2**20,
+        "rows_at_once": predictor.rows_at_once,
+        "device": str(base.device),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {p: version(p) for p in ("torch", "transformers", "peft")}
+        | {"python": platform.python_version()},
+    }

@@ -1,0 +1,244 @@
+"""Executors: who computes the cells that a store lacks: this process, several, one per GPU, or a SLURM array.
+
+None of them keeps results or a queue of its own: the store is the source of truth. Kill whatever you like, at any
+moment; it costs the cell that was being computed, and the same command goes on from there.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from statistics import mean
+
+import torch
+from tqdm import tqdm
+
+from ..errors import MiniCPTError
+from . import cells
+from .cells import Cell
+from .store import Store
+
+Outcome = tuple[Cell, str | None]  # a cell that was attempted, and the message of its failure
+POLL_SECONDS = 5.0
+
+
+def missing_cells(cells: list[Cell], store: Store) -> list[Cell]:
+    """The cells that the store lacks, grouped by model: who takes them in this order loads no model twice."""
+    first = {model: i for i, model in enumerate(dict.fromkeys((c.model, c.dtype) for c in cells))}
+    return sorted((c for c in cells if store.get(c) is None), key=lambda c: first[c.model, c.dtype])
+
+
+def attempt(cell: Cell, store: Store) -> str | None:
+    """Compute and store a cell; a failure is stored too and its message returned. A full disk raises `OSError`."""
+    if store.get(cell) is not None:  # another run on the same store was faster
+        return None
+    try:
+        result = cells.run_cell(cell)
+    except Exception as error:  # one cell's failure must not stop the others
+        store.put_error(cell, error)
+        return f"{cell}: {type(error).__name__}: {error}"
+    store.put(cell, result)
+    return None
+
+
+def run_grid(
+    cells: list[Cell],
+    store: Store,
+    workers: int = 1,
+    gpus: tuple[str, ...] = (),
+    slurm: dict | None = None,
+) -> list[str]:
+    """Compute the cells that the store lacks, with progress; return the messages of those that failed.
+
+    `workers` 1 runs in this process, more start that many with one thread each; `gpus` ("0", "1", ...) starts one a
+    GPU, which sees no other; `slurm` (parameters for submitit) submits an array of `workers` jobs and waits for it.
+    Interrupt at will: what is done stays done, and the next run goes on from there. Two runs on one store may compute
+    a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed.
+    """
+    missing = missing_cells(cells, store)
+    if slurm is not None:
+        outcomes = in_slurm(missing, store, workers, slurm)
+    elif gpus or workers > 1:
+        outcomes = in_processes(missing, store, workers, gpus)
+    else:
+        outcomes = ((cell, attempt(cell, store)) for cell in missing)
+    failures = []
+    with tqdm(
+        total=len(missing), unit="cell", dynamic_ncols=True, disable=not missing or None
+    ) as bar:
+        for cell, failure in outcomes:
+            bar.set_description(str(cell))
+            failures += filter(None, [failure])
+            bar.update()
+    return failures
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def _start_worker(gpus) -> None:
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            gpus.get()
+        )  # before the first use of CUDA in this process
+    # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
+    torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's: it lets running cells finish
+
+
+def in_processes(
+    missing: list[Cell], store: Store, workers: int, gpus: tuple[str, ...] = ()
+) -> Iterator[Outcome]:
+    """Attempt the cells in processes of one thread, one a GPU if there are any; yield them as they are done."""
+    context = get_context("spawn")
+    devices = context.SimpleQueue() if gpus else None
+    for gpu in gpus:
+        devices.put(gpu)
+    with ProcessPoolExecutor(len(gpus) or workers, context, _start_worker, (devices,)) as pool:
+        running = {pool.submit(attempt, cell, store): cell for cell in missing}
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BrokenProcessPool as error:
+            raise MiniCPTError(
+                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same command "
+                "again, with one worker if memory is short."
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# ---- SLURM ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Shard:
+    """What one job of the array does: its cells, one after the other, without those that the store has by then."""
+
+    cells: list[Cell]
+    folder: str
+
+    def __call__(self) -> None:
+        for cell in self.cells:
+            attempt(cell, Store(self.folder))
+
+    def checkpoint(self):
+        """What submitit requeues when the job is preempted or reaches its time limit: the same; done cells are done."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def in_slurm(missing: list[Cell], store: Store, jobs: int, parameters: dict) -> Iterator[Outcome]:
+    """Submit the cells as an array of `jobs` jobs through submitit and yield them as they are done.
+
+    `parameters` go to submitit (`timeout_min`, `gpus_per_node`, `slurm_partition`, ...). Logs and submitit's own files
+    lie in `<store>/slurm`. Ctrl-C ends the waiting, not the jobs. Raises `MiniCPTError` without submitit or SLURM.
+    """
+    try:
+        from submitit import AutoExecutor, SlurmExecutor
+    except ImportError as error:
+        raise MiniCPTError(
+            "SLURM needs submitit: `pip install 'minicpt[slurm]'`, or leave --executor out."
+        ) from error
+    if SlurmExecutor.affinity() < 0:
+        raise MiniCPTError(
+            "There is no SLURM here (no `srun`). Run this on a login node, or leave --executor out."
+        )
+    if not missing:
+        return
+    size = -(-len(missing) // jobs)  # neighbours share a model, so a job loads few
+    shards = [
+        Shard(missing[i : i + size], str(store.folder.resolve()))
+        for i in range(0, len(missing), size)
+    ]
+    executor = AutoExecutor(folder=store.folder / "slurm", cluster="slurm")
+    executor.update_parameters(name="minicpt", slurm_array_parallelism=jobs, **parameters)
+    with executor.batch():
+        submitted = [executor.submit(shard) for shard in shards]
+    array = submitted[0].job_id.split("_")[0]
+    print(
+        f"SLURM array {array}: {len(shards)} jobs. Ctrl-C ends the waiting, not the jobs (that is `scancel {array}`)."
+    )
+    waiting, queued = list(missing), True
+    while waiting and queued:
+        time.sleep(POLL_SECONDS)
+        queued = _is_queued(
+            array
+        )  # asked before looking into the store: what is done by then is seen
+        for cell in [c for c in waiting if store.get(c) is not None]:
+            waiting.remove(cell)
+            yield cell, None
+    for cell in waiting:
+        reason = (
+            store.error(cell)
+            or f"not computed: its job was killed or ran out of time, see {store.folder}/slurm"
+        )
+        yield cell, f"{cell}: {reason}"
+
+
+def _is_queued(array: str) -> bool:
+    asked = subprocess.run(
+        ["squeue", "--noheader", "--jobs", array], capture_output=True, text=True
+    )
+    if (
+        asked.returncode
+    ):  # a finished array is forgotten after a while; a busy controller only did not answer
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())
+
+
+# ---- before a run ---------------------------------------------------------------------------------------------------
+
+
+def plan(cells: list[Cell], store: Store, at_once: int = 1) -> str:
+    """What a run would do: cells, what is done, and the time of the rest, estimated from finished cells of a model."""
+    results = [store.get(cell) for cell in cells]
+    rows = [(cell.model, cell.dataset, cell.method) for cell in cells]
+    done = Counter(row for row, result in zip(rows, results) if result)
+    missing = [cell for cell, result in zip(cells, results) if not result]
+    seconds = defaultdict(list)
+    for cell, result in zip(cells, results):
+        for like in _alike(cell) if result else ():
+            seconds[like].append(sum(result["seconds"].values()))
+    lines = [f"{'model':24} {'dataset':10} {'method':16} {'cells':>5} {'done':>5}"]
+    lines += [
+        f"{m:24} {d:10} {s:16} {n:5} {done[m, d, s]:5}" for (m, d, s), n in Counter(rows).items()
+    ]
+    guesses = [
+        next((mean(seconds[like]) for like in _alike(cell) if like in seconds), None)
+        for cell in missing
+    ]
+    known = [guess for guess in guesses if guess is not None]
+    lines.append(
+        f"{len(cells)} cells, {len(cells) - len(missing)} done, {len(missing)} to compute."
+    )
+    if known:
+        lines.append(
+            f"About {sum(known) / at_once / 60:.1f} min for {len(known)} of them, {at_once} at once."
+        )
+    if len(known) < len(missing):
+        lines.append(
+            f"No estimate for {len(missing) - len(known)}: no finished cell of that model yet."
+        )
+    return "\n".join(lines)
+
+
+def _alike(cell: Cell) -> list[tuple]:
+    """From the most to the least like it: keys of finished cells whose time says something about this one."""
+    by_method = cell.model, cell.method
+    return [
+        (*by_method, cell.dataset, cell.shots),
+        (*by_method, cell.shots),
+        by_method,
+        (cell.model,),
+    ]

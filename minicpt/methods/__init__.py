@@ -1,0 +1,1 @@
+"""Every method behind one `fit(split) -> Predictor`."""

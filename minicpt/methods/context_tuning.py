@@ -1,0 +1,183 @@
+"""Context Tuning (arXiv 2507.04221), and CPT with one decision changed at a time.
+
+Both start from the K examples of the context and train what the query attends to: their embeddings (`TunedContext`:
+CT-Prompt, and every variant of CPT that PEFT's interface cannot express) or their keys and values in all layers
+(`TunedCache`: CT-KV). CPT itself goes through the drop-in classes; with the options below at their defaults
+`TunedContext` gives the same numbers (tested), which is what makes it a fair place to change one of them.
+
+Options (hyper-parameters of the same names), and what CPT does:
+- `roles`: which tokens move, "all" or some of ROLES joined by "+"; CPT: "instruction+template+input"
+- `projection`: "token" (CPT: a ball per token), "together" (one ball for the whole delta) or "none"
+- `context_labels`: "all" (CPT) or "one", drawn anew for each step
+- `leave_one_out`: a training row that is example i of the context does not attend to example i
+- `token_dropout`: share of the context's positions that a training row does not attend to, drawn anew for each step
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..core.embeddings import epsilon_length
+from ..core.loss import IGNORE, label_loss
+from ..core.masks import is_input, is_label, is_template
+from ..core.projection import project, project_together
+from ..core.templates import Encoded
+from ..engine.base_models import BaseModel
+from ..engine.prefix import Prefix, loss_after, obstacle, run
+from ..errors import unknown
+
+ROLES = ("instruction", "template", "input", "label", "separator")
+OPTIONS = {
+    "roles": "instruction+template+input",
+    "projection": "token",
+    "context_labels": "all",
+    "leave_one_out": False,
+    "token_dropout": 0.0,
+}
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask, types, labels, each (B, T)
+
+
+def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Bool[Tensor, "P"]:
+    """Mark the tokens of the named roles; the first `n_instruction` tokens are the instruction's (†)."""
+    names = ROLES if roles == "all" else roles.split("+")
+    if wrong := [name for name in names if name not in ROLES]:
+        raise unknown("role", wrong[0], [*ROLES, "all"])
+    instruction = torch.arange(len(types), device=types.device) < n_instruction
+    of = {
+        "instruction": instruction,
+        "template": is_template(types) & ~instruction,
+        "input": is_input(types),
+        "label": is_label(types),
+        "separator": types == 0,
+    }
+    return torch.stack([of[name] for name in names]).any(0)
+
+
+def examples_of(types: Int[Tensor, "P"], n_instruction: int) -> Int[Tensor, "P"]:
+    """Number the example that each token belongs to, from 0; separators to the one before them, instruction -1."""
+    example = torch.where(types > 0, (types - 1) // 4, -1).cummax(0).values
+    return example.masked_fill(torch.arange(len(types), device=types.device) < n_instruction, -1)
+
+
+def visible(
+    examples: Int[Tensor, "P"], rows: list[int], leave_one_out: bool, dropout: float
+) -> Bool[Tensor, "B P"]:
+    """Which context tokens each training row may attend to: not its own example, not the dropped positions.
+
+    Row i is example i of the context; rows beyond the context's examples leave nothing out. The other tokens keep their
+    positions, except in models that count them by the attention mask (BLOOM, OPT). Source: Context Tuning's
+    leave-one-out masking and token dropout; that each row of a step drops positions of its own is our reading.
+    """
+    seen = (torch.rand(len(rows), len(examples)) >= dropout).to(examples.device)
+    return (
+        seen & (examples != torch.tensor(rows, device=examples.device)[:, None])
+        if leave_one_out
+        else seen
+    )
+
+
+class TunedContext:
+    """The context's embeddings, free to move as the options say: `weights` to train, `loss`, `project_`, `prefix`."""
+
+    def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
+        self.base, self.hp = base, OPTIONS | hp
+        for name, valid in (
+            ("projection", ("token", "together", "none")),
+            ("context_labels", ("all", "one")),
+        ):
+            if self.hp[name] not in valid:
+                raise unknown(name, self.hp[name], valid)
+        self.ids, self.types = (
+            torch.tensor(x, device=base.device) for x in (context.ids, context.types)
+        )
+        self.examples = examples_of(self.types, n_instruction)
+        self.updated = chosen_roles(self.hp["roles"], self.types, n_instruction)
+        self.centre = base.embed(context.ids)[0].float()
+        self.delta = torch.zeros_like(self.centre, requires_grad=True)
+        self.weights = [self.delta]
+        if self.hp["projection"] != "none":
+            unit = epsilon_length(hp["epsilon_unit"], base.model.get_input_embeddings())
+            content = is_input(self.types) | is_label(self.types)
+            radius = torch.where(content, hp["epsilon"], hp["epsilon_format"])
+            self.radius = radius * unit * self.updated  # 0 where nothing moves
+
+    def prefix(self) -> Float[Tensor, "1 P D"]:
+        return (self.centre + torch.where(self.updated[:, None], self.delta, 0))[None]
+
+    def loss(self, batch: Batch, rows: list[int]) -> Tensor:
+        """The training rows' labels, each row seeing what it may, plus the context's labels, which see everything."""
+        (ids, mask, types, labels), prefix = batch, self.prefix().to(self.base.model.dtype)
+        seen = visible(self.examples, rows, self.hp["leave_one_out"], self.hp["token_dropout"])
+        share = bool(seen.all()) and not obstacle(self.base.model)
+        loss = loss_after(self.base.model, prefix, ids, mask, types, labels, share, seen)
+        if not self.hp["context_weight"]:
+            return loss
+        counted = is_label(self.types)
+        if self.hp["context_labels"] == "one":
+            labelled = self.types[counted].unique()
+            counted = self.types == labelled[torch.randint(len(labelled), ())]
+        labels = self.ids.masked_fill(~counted, IGNORE)[None]
+        logits = self.base.model(inputs_embeds=prefix).logits
+        decay = self.hp["decay"]  # once more: the training label comes after the context's last
+        context = decay * label_loss(logits, labels, self.types[None], decay, "sum")
+        return loss + self.hp["context_weight"] * context
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        if self.hp["projection"] != "none":
+            step = project if self.hp["projection"] == "token" else project_together
+            self.delta.copy_(step(self.delta, self.radius))
+
+
+class TunedCache:
+    """CT-KV: the keys and values that the context leaves in every layer are what is trained."""
+
+    def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
+        self.base, self.hp = base, OPTIONS | hp
+        self.examples = examples_of(torch.tensor(context.types, device=base.device), n_instruction)
+        with torch.no_grad():
+            self.cache = run(base.model, base.embed(context.ids))[2]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = (
+                x.float().requires_grad_() for x in (layer.keys, layer.values)
+            )
+        self.weights = [x for layer in self.cache.layers for x in (layer.keys, layer.values)]
+
+    def prefix(self) -> Prefix:
+        """The cache in the model's type, gradients kept."""
+        cache = Prefix(self.cache).branch(1)
+        for layer in cache.layers:
+            layer.keys, layer.values = (
+                x.to(self.base.model.dtype) for x in (layer.keys, layer.values)
+            )
+        return Prefix(cache)
+
+    def loss(self, batch: Batch, rows: list[int]) -> Tensor:
+        """The training rows' labels, each row continuing from what it may see of the cache."""
+        seen = visible(self.examples, rows, self.hp["leave_one_out"], self.hp["token_dropout"])
+        return loss_after(self.base.model, self.prefix(), *batch, seen=seen)
+
+    def project_(self) -> None:
+        """Nothing holds the cache back: Context Tuning has no ball."""
+
+
+def cache_to_tensors(prefix: Prefix) -> dict[str, Tensor]:
+    """Name the keys and values of each layer, as a file keeps them."""
+    layers = enumerate(prefix.cache.layers)
+    return {
+        f"{name}.{i}": getattr(layer, name) for i, layer in layers for name in ("keys", "values")
+    }
+
+
+def cache_from_tensors(tensors: dict[str, Tensor], device: torch.device) -> Prefix:
+    """Build the prefix that `cache_to_tensors` took apart."""
+    from transformers import DynamicCache
+
+    return Prefix(
+        DynamicCache(
+            [
+                (tensors[f"keys.{i}"].to(device), tensors[f"values.{i}"].to(device))
+                for i in range(len(tensors) // 2)
+            ]
+        )
+    )
