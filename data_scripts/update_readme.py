@@ -2,7 +2,7 @@
 
     make reproduce ablations bench && python data_scripts/update_readme.py
 
-results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench/ -> docs/speed.md.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md.
 What has not been computed stays as it is.
 """
 
