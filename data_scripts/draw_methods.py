@@ -7,6 +7,7 @@ Grey is frozen, orange is trained, blue is the loss; the two colours are Okabe a
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -19,34 +20,42 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN, TRAINED, LOSS, INK, BAND = "#DDDDDD", "#E69F00", "#0072B2", "#222222", "#F6F6F6"
 BARS = (0.35, 0.8, 0.5, 0.95, 0.25, 0.65, 0.45, 0.85)  # a vector, drawn as its numbers
 WORD, TALL, THIN = 0.95, 0.38, 0.19  # a word's width and height, a delta's height
-LEFT, COLUMN = 1.75, 2.62  # where the first column begins, and the distance of the columns
+LEFT, APART = 1.75, 2.62  # where the first column begins, and the distance of the columns
 EXAMPLES = (("dull plot", "bad"), ("fine cast", "good"))
 AGAIN, QUERY = (
     ("fine cast", "good"),
     ("sad song", "?"),
 )  # a training example is one of the labelled ones
+
+
+class Column(NamedTuple):
+    """One method: its names, what the model reads, the loss at each label, and what is trained."""
+
+    title: str
+    name: str
+    trained: str
+    soft: bool = False
+    context: tuple = ()
+    last: tuple = AGAIN
+    losses: tuple = ("", "", "loss")
+
+
 VECTORS = "a few vectors\nthat are no words"
-COLUMNS = {  # title: (in words, soft tokens, context, what follows it, the losses, what is trained)
-    "ICL": ("in-context learning", False, EXAMPLES, QUERY, ("", "", ""), "nothing"),
-    "PT": ("prompt tuning", True, (), AGAIN, ("", "", "loss"), VECTORS),
-    "IPT": ("instruction prompt tuning", True, EXAMPLES, AGAIN, ("", "", "loss"), VECTORS),
-    "CPT": (
+DELTAS = "a δ for each word of the\ncontext except labels"
+MATRICES = "pairs of thin matrices\nin each layer"
+COLUMNS = (
+    Column("ICL", "in-context learning", "nothing", context=EXAMPLES, last=QUERY, losses=("",) * 3),
+    Column("PT", "prompt tuning", VECTORS, soft=True),
+    Column("IPT", "instruction prompt tuning", VECTORS, soft=True, context=EXAMPLES),
+    Column(
+        "CPT",
         "context-aware prompt tuning",
-        False,
-        EXAMPLES,
-        AGAIN,
-        ("γ² loss", "γ loss", "loss"),
-        "a δ for each word of the\ncontext except labels",
+        DELTAS,
+        context=EXAMPLES,
+        losses=("γ² loss", "γ loss", "loss"),
     ),
-    "LoRA": (
-        "low-rank adaptation",
-        False,
-        (),
-        AGAIN,
-        ("", "", "loss"),
-        "pairs of thin matrices\nin each layer",
-    ),
-}
+    Column("LoRA", "low-rank adaptation", MATRICES),
+)
 ROWS = (6.6, 5.3, 3.86)  # upper edge of each example: the context's two, then what follows them
 BANDS = (  # lower edge, upper edge and name of a row
     (6.82, 7.48, "before the text"),
@@ -117,22 +126,20 @@ def model(axes, x, y, adapted):
         box(axes, x + 1.34, y - 0.22, 0.48, 0.16, TRAINED, 1.6)
 
 
-def column(axes, x, title):
+def column(axes, x, method):
     """One method, from its name down to what it trains."""
-    name, soft, context, last, losses, trained = COLUMNS[title]
-    say(axes, x, 8.22, title, fontsize=21, weight="bold")
-    say(axes, x, 7.78, name, fontsize=11)
-    if soft:
+    say(axes, x, 8.22, method.title, fontsize=21, weight="bold")
+    say(axes, x, 7.78, method.name, fontsize=11)
+    if method.soft:
         for k in range(4):
             vector(axes, x + k * 0.5, 7.34, 0.45, TALL)
-    for y, loss, (text, label) in zip(ROWS, losses, context):
-        example(axes, x, y, text, label, loss, moved=title == "CPT")
-    example(axes, x, ROWS[-1], *last, losses[-1])
-    axes.annotate(
-        "", (x + WORD, 2.36), (x + WORD, 2.96), arrowprops={"arrowstyle": "-|>", "color": INK}
-    )
-    model(axes, x, 2.34, adapted=title == "LoRA")
-    say(axes, x, 1.22, trained)
+    for y, loss, (text, label) in zip(ROWS, method.losses, method.context):
+        example(axes, x, y, text, label, loss, moved=method.title == "CPT")
+    example(axes, x, ROWS[-1], *method.last, method.losses[-1])
+    arrow = {"arrowstyle": "-|>", "color": INK}
+    axes.annotate("", (x + WORD, 2.36), (x + WORD, 2.96), arrowprops=arrow)
+    model(axes, x, 2.34, adapted=method.title == "LoRA")
+    say(axes, x, 1.22, method.trained)
 
 
 def legend(axes):
@@ -157,8 +164,8 @@ def draw():
     for low, high, name in BANDS:
         box(axes, -0.1, high, 15, high - low, BAND, 0)
         say(axes, 0, (low + high) / 2, name, style="italic")
-    for k, title in enumerate(COLUMNS):
-        column(axes, LEFT + k * COLUMN, title)
+    for k, method in enumerate(COLUMNS):
+        column(axes, LEFT + k * APART, method)
     legend(axes)
     figure.subplots_adjust(0, 0, 1, 1)
     return figure

@@ -170,6 +170,8 @@ def test_every_page_of_the_docs_is_found_from_the_readme_and_wrapped():
         text = page.read_text(encoding="utf-8")
         assert f"(docs/{page.name})" in readme, page.name
         assert re.match(r"# .+\?\n", text), f"{page.name}: a page answers one question, its title"
+    for page in [*pages, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        text = page.read_text(encoding="utf-8")
         assert [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"] == [], (
             page.name
         )
@@ -185,12 +187,11 @@ def test_the_picture_shows_what_the_library_trains():
     sys.path.insert(0, str(ROOT / "data_scripts"))
     from draw_methods import COLUMNS
 
-    for slug, (_, soft, context, *_) in (
-        (title.lower(), column) for title, column in COLUMNS.items()
-    ):
-        assert (soft, bool(context)) == (METHODS[slug].trains == "prompt", METHODS[slug].context), (
-            slug
-        )
+    for method in COLUMNS:
+        spec = METHODS[method.title.lower()]
+        assert method.soft == (spec.trains == "prompt"), method.title
+        assert bool(method.context) == spec.context, method.title
+        assert bool(method.losses[-1]) == bool(spec.trains), method.title
 
 
 def test_the_workflow_follows_the_schema_and_runs_the_readmes_commands():
