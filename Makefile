@@ -33,8 +33,8 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick bench lab check-install notebooks exercises \
-  clean
+.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick lint bench lab check-install notebooks \
+  exercises clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -84,6 +84,10 @@ test: setup  ## all tests, notebooks included, offline
 
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
+
+lint: setup  ## the formatter and the linter, as continuous integration asks them; changes nothing
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m ruff check
 
 bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the paper's sizes)
 	OMP_NUM_THREADS=2 $(PYTHON) tests/bench/bench.py --device $(DEVICE) --threads 2 --out results/bench

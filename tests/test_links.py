@@ -1,5 +1,6 @@
-"""Links and named files in every text of the repository, checked without a network."""
+"""Links, named files and named modules in every text of the repository, checked without a network."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,14 +8,12 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "notebooks").glob("*.md"),
-    *(ROOT / "notebooks").rglob("[0-9a-z]*.ipynb"),
-]
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.md")]
+TEXTS += (ROOT / "notebooks").rglob("[0-9a-z]*.ipynb")
 TEXTS = [path for path in TEXTS if ".ipynb_checkpoints" not in path.parts]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
-NAMED = re.compile(r"`((?:notebooks|minicpt|tests|data_scripts)/[\w./-]+)`")
+NAMED = re.compile(r"`((?:docs|notebooks|minicpt|tests|data_scripts)/[\w./-]+)`")
+MODULE = re.compile(r"`(minicpt(?:\.\w+)+)`")
 
 
 def prose(path):
@@ -56,3 +55,14 @@ def test_links_lead_somewhere(path):
 def test_named_files_exist(path):
     for name in NAMED.findall(prose(path)):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_modules_exist(path):
+    if path.name == "CHANGELOG.md":  # names what is no more
+        return
+    for name in MODULE.findall(prose(path)):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            pytest.fail(f"{path.name} names {name}: {error}")

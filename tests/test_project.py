@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from minicpt.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minicpt"
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.md")]
 
 
 def test_import_is_light():
@@ -85,9 +87,15 @@ def test_hyperparameters_are_there_for_every_trained_method():
         )
 
 
-def test_the_make_targets_of_the_readme_exist():
-    readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
-    for target in set(re.findall(r"`make ([a-z0-9-]+)", readme)):
+def test_the_make_targets_that_texts_name_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {
+        target
+        for path in TEXTS
+        for target in re.findall(r"`make ([a-z0-9-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert {"reproduce", "test", "lint"} <= named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
@@ -95,7 +103,7 @@ def test_extras_that_texts_and_messages_name_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    texts = [*ROOT.glob("*.md"), *PACKAGE.glob("*.py"), ROOT / "Makefile"]
+    texts = [*TEXTS, *PACKAGE.rglob("*.py"), ROOT / "Makefile"]
     named = {
         name
         for path in texts
@@ -104,14 +112,127 @@ def test_extras_that_texts_and_messages_name_exist():
     assert {"slurm", "test"} <= named <= extras.keys()
 
 
-def test_the_readmes_table_is_the_reference_table():
+def test_the_blocks_in_the_docs_are_the_reference_tables():
     sys.path.insert(0, str(ROOT / "data_scripts"))
-    from update_readme import ABLATIONS, BLOCK, ablations_block, block, means_block
+    from update_readme import ablations_block, table_block, with_block
 
-    readme = (ROOT / "README.md").read_text()
-    assert BLOCK.search(readme)[0].count(block()) == 1
-    assert ABLATIONS.search(readme)[0].count(ablations_block()) == 1
+    for page, name, block in (
+        ("results", "table", table_block()),
+        ("ablations", "ablations", ablations_block()),
+    ):
+        text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+        assert with_block(text, name, block) == text, (
+            f"docs/{page}.md: run data_scripts/update_readme.py"
+        )
+    with pytest.raises(ValueError, match="found 0"):
+        with_block("a page without marks", "table", "")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_numbers_of_the_readme_are_the_reference_tables(name):
+    results = (
+        (ROOT / name)
+        .read_text(encoding="utf-8")
+        .split("make check-install")[1]
+        .split("`make why`")[0]
+    )
+    table = pd.read_csv(ASSETS / "reference_overall.csv")
+    signed = re.findall(r"([+−]\d+\.\d) \[([+−]\d+\.\d), ([+−]\d+\.\d)\]", results)[
+        :2
+    ]  # CPT's, then the small radius's
+    for method, numbers in zip(("cpt", "cpt_paper_eps"), signed, strict=True):
+        row = table[table.method == method].iloc[0]
+        expected = [
+            f"{row[column]:+.1f}".replace("-", "−")
+            for column in ("difference", "ci_low", "ci_high")
+        ]
+        assert list(numbers) == expected
+    for method in ("cpt", "icl", "ipt", "pt_instr", "ipt_instr", "cpt_instr"):
+        assert f"{table[table.method == method]['mean'].iloc[0]:.1f}" in results, method
+
+
+def test_the_first_screen_is_short_and_says_what_the_model_is_before_any_result():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+    before = " ".join(lines[: lines.index("## Results")])
     assert (
-        BLOCK.search((ROOT / "README.zh.md").read_text(encoding="utf-8"))[0].count(means_block())
-        == 1
+        "one million parameters" in before.split("![")[0]
+        and "generated text" in before.split("![")[0]
+    )
+
+
+def test_every_page_of_the_docs_is_found_from_the_readme_and_wrapped():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert len(pages) >= 9
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert f"(docs/{page.name})" in readme, page.name
+        assert re.match(r"# .+\?\n", text), f"{page.name}: a page answers one question, its title"
+    for page in [*pages, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        text = page.read_text(encoding="utf-8")
+        assert [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"] == [], (
+            page.name
+        )
+
+
+def test_the_picture_of_the_methods_is_small_and_its_text_is_large_enough():
+    png = (ROOT / "docs/methods.png").read_bytes()
+    width, height = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+    assert len(png) < 150_000 and 1600 < width < 2200 and height < width
+
+
+def test_the_picture_shows_what_the_library_trains():
+    sys.path.insert(0, str(ROOT / "data_scripts"))
+    from draw_methods import COLUMNS
+
+    for method in COLUMNS:
+        spec = METHODS[method.title.lower()]
+        assert method.soft == (spec.trains == "prompt"), method.title
+        assert bool(method.context) == spec.context, method.title
+        assert bool(method.losses[-1]) == bool(spec.trains), method.title
+
+
+def test_the_workflow_follows_the_schema_and_runs_the_readmes_commands():
+    workflow = ROOT / ".github/workflows/ci.yml"
+    check = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+    ]
+    done = subprocess.run([*check, str(workflow)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    commands = yaml.safe_load(workflow.read_text())["jobs"]["make"]["strategy"]["matrix"]["command"]
+    assert {word for command in commands for word in command.split()} == {
+        "make",
+        "lint",
+        "test",
+        "reproduce",
+    }
+
+
+def test_a_broken_workflow_does_not_follow_the_schema(tmp_path):
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    del workflow["jobs"]["make"]["runs-on"]
+    broken = tmp_path / "ci.yml"
+    broken.write_text(yaml.safe_dump(workflow))
+    check = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+        str(broken),
+    ]
+    assert subprocess.run(check, capture_output=True).returncode == 1
+
+
+def test_commit_hooks_run_what_make_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert [re.search(r"ruff (\w+)", hook["entry"])[1] for hook in hooks] == re.findall(
+        r"ruff (\w+)", lint
     )
