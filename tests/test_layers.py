@@ -15,7 +15,7 @@ WINGS = {
     "pictures": [],
     "core": ["masks", "templates", "projection", "loss", "embeddings", "train"],
     "data": [],
-    "engine": ["memory", "base_models", "prefix", "scores"],
+    "engine": ["memory", "sources", "base_models", "prefix", "scores"],
     "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
     "methods": ["registry", "context_tuning", "trainers", "fit", "classifier"],
     "lab": [

