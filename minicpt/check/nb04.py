@@ -173,7 +173,8 @@ def coloured(panel, heights, types) -> None:
     """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
     from ..pictures import ROLES
 
-    colours = [ROLES[(int(t) - 1) % 4 + 1 if t else 0][1] for t in types]
+    roles = masks.role_of(types).tolist()
+    colours = [ROLES[role][1] for role in roles]
     panel.bar(
         range(len(types)),
         [float(h) for h in heights],
@@ -181,7 +182,7 @@ def coloured(panel, heights, types) -> None:
         edgecolor="#555555",
         linewidth=0.5,
     )
-    at = [i for i, t in enumerate(types) if not t]
+    at = [i for i, role in enumerate(roles) if role == masks.SEPARATOR]
     panel.plot(at, [0] * len(at), "|", color="#555555")
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -200,6 +201,7 @@ def updated_tokens(student, generator):
             kind == torch.bool,
             f"the mask has dtype {kind}: return booleans, which can select tokens.",
         )
+        roles = masks.role_of(types)
         labels, separators, inputs = masks.is_label(types), types == 0, masks.is_input(types)
         wrong = {
             "the label tokens are marked: they are what the loss asks for and must never move.": want
@@ -212,9 +214,9 @@ def updated_tokens(student, generator):
             "only the inputs are marked: the templates around them move, too.": inputs,
             "only the templates are marked: the inputs move, too.": masks.is_template(types),
             "the output templates are missing: types 3, 7, 11, ... move, too.": want
-            & (types % 4 != 3),
+            & (roles != masks.OUTPUT_TEMPLATE),
             "the input templates are missing: types 1, 5, 9, ... move, too.": want
-            & (types % 4 != 1),
+            & (roles != masks.INPUT_TEMPLATE),
             "only the first example is marked: take the types modulo 4.": (types > 0) & (types < 4),
             "the first example's label is frozen, but not those of the others: labels are 4, 8, 12, ...": (
                 (types > 0) & (types != 4)
@@ -248,8 +250,8 @@ def decay_weights(student, generator):
             float(0.3 + 0.6 * torch.rand(1, generator=generator)),
         )
         label = masks.is_label(types)
-        back = (types.max() - types) // 4  # labels after this one
-        forth = types // 4 - 1
+        forth = masks.example_of(types)
+        back = forth.max() - forth  # labels after this one
         tokens_after = label.flip(0).cumsum(0).flip(0) - 1
 
         def powers(exponent, where=label, base=gamma):
@@ -270,7 +272,7 @@ def decay_weights(student, generator):
                 tokens_after
             ),
             "the separators have a weight: type 0 is a multiple of 4, but no label.": powers(
-                back, types % 4 == 0
+                back, ~masks.is_updated(types)
             ),
             "every token has a weight: only label tokens count, all others get 0.": powers(
                 back, types >= 0

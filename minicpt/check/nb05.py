@@ -27,7 +27,8 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
     ids = torch.randint(0, V, (S,), generator=generator)
     logits = 2 * torch.randn(S, V, generator=generator)
     at = masks.is_label(types).nonzero()[:, 0]
-    zeros = (types % 4 == 0).nonzero()[:, 0]
+    zeros = (~masks.is_updated(types)).nonzero()[:, 0]  # labels and separators
+    example = masks.example_of(types)
     back = torch.arange(len(at)).flip(0)
 
     def losses(where=at, shift=1):
@@ -67,7 +68,7 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
             torch.arange(1, S)
         ).mean(),
         "the separators count as labels: type 0 is a multiple of 4, but no label.": weighed(
-            losses(zeros), (types.max() - types[zeros]) // 4
+            losses(zeros), example.max() - example[zeros]
         ),
         "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
     }
