@@ -23,9 +23,11 @@ import build_notebooks as builder
 sys.path.pop(0)
 WITH_EXERCISES = [p for p in builder.MASTERS if builder.exercises(nbformat.read(p, as_version=4))]
 CHECKERS = [name for name in dir(check) if name != "NotYet"]
-WRONG = {}
+WRONG, RIGHT = {}, {}
 for file in sorted((ROOT / "tests" / "wrong_answers").glob("nb*.py")):
-    WRONG |= importlib.import_module(f"wrong_answers.{file.stem}").WRONG
+    answers = importlib.import_module(f"wrong_answers.{file.stem}")
+    WRONG |= answers.WRONG
+    RIGHT |= getattr(answers, "RIGHT", {})
 
 
 def found(path):
@@ -250,6 +252,15 @@ def test_wrong_answers_are_named(name, wrong, words):
         with pytest.raises(check.NotYet) as caught:
             getattr(check, name)(wrong)
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, right", [(name, answer) for name in RIGHT for answer in RIGHT[name]]
+)
+def test_right_answers_in_another_form_than_the_solution_pass(name, right, capsys):
+    for _ in range(3):
+        getattr(check, name)(right)
+    assert "right." in capsys.readouterr().out
 
 
 # ---- the engine --------------------------------------------------------------------------------------------------------

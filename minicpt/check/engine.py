@@ -127,15 +127,35 @@ def same(
 ) -> None:
     """Raise `NotYet` unless `got` equals `want`; if it equals a typical wrong answer, the message names that mistake.
 
-    `wrong` maps the words for a mistake to what it gives on this input. Tensors and numbers are compared within `atol`
-    (a number may be a 0-dimensional tensor), lists and tuples item by item, everything else with ==.
+    `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the right answer, it is
+    no mistake. Tensors and numbers are compared within `atol` (a number may be a 0-dimensional tensor), lists and
+    tuples item by item, everything else with ==. Booleans may come as integers 0 and 1, neither of them as floats.
     """
     if equal(got, want, atol):
+        expect_whole(got, want, what)
         return
     for words, value in (wrong or {}).items():
-        if equal(got, value, atol):
+        if equal(got, value, atol) and not equal(value, want, 10 * atol):
             raise NotYet(words)
     raise NotYet(f"{what} {difference(got, want, atol)}")
+
+
+def expect_whole(got, want, what: str) -> None:
+    """Raise `NotYet` if a tensor of booleans or whole numbers was asked for and came as floating-point numbers."""
+    if not isinstance(got, Tensor) or not isinstance(want, Tensor):
+        return
+    if want.is_floating_point() or not got.is_floating_point():
+        return
+    found = f"{what} has the right values, but as floating-point numbers ({got.dtype})"
+    if want.dtype == torch.bool:
+        raise NotYet(
+            f"{found}: such a mask cannot select tokens, and attention would add it to its scores instead of "
+            "hiding anything. Return booleans."
+        )
+    raise NotYet(
+        f"{found}: return whole numbers ({want.dtype}). torch.ones and torch.zeros make floats unless you name a "
+        "dtype; x.new_ones and x.new_full keep the dtype of x."
+    )
 
 
 def plain(value) -> bool:

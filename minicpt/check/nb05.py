@@ -11,15 +11,6 @@ from .nb04 import coloured, types_of
 FREE = "#0072B2"
 
 
-def differing(wrong: dict, want) -> dict:
-    """Leave out what on this input is no mistake."""
-    return {
-        words: value
-        for words, value in wrong.items()
-        if not torch.allclose(value, want, rtol=1e-3, atol=1e-3)
-    }
-
-
 def loss_case(generator: torch.Generator, shots: int) -> tuple:
     """Draw a row: arguments of the student's function, its terms, the loss, and typical wrong losses by their words."""
     types, V = types_of(generator, shots + 1), 11
@@ -69,6 +60,12 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
         ).mean(),
         "the separators count as labels: type 0 is a multiple of 4, but no label.": weighed(
             losses(zeros), example.max() - example[zeros]
+        ),
+        "the separators count as labels, each as one that comes later: ask for types > 0, too.": weighed(
+            losses(zeros), torch.arange(len(zeros)).flip(0)
+        ),
+        "the separators count as labels, weighed by the labels after them: ask for types > 0, too.": weighed(
+            losses(zeros), (at > zeros[:, None]).sum(1)
         ),
         "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
     }
@@ -152,7 +149,7 @@ def freeze(student, generator):
             not isinstance(got, torch.Tensor) or got.shape != (int(free.sum()), D),
             "the frozen rows were cut out; they stay, as zeros, so that the result is (P, D) again.",
         )
-        same(got, want, differing(wrong, want), "the gradient")
+        same(got, want, wrong, "the gradient")
     figure, panel = plt.subplots(figsize=(7, 2.2), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     panel.set(xlabel="position in the context", ylabel="norm of the gradient")
@@ -210,7 +207,7 @@ def project_tokens(student, generator):
                 "the norm runs over the tokens (dim=0); each token's norm runs over its D numbers, dim=1."
             ] = delta * (e / torch.maximum(columns, e))
         got = student(delta, epsilon)
-        same(got, want, differing(wrong, want), "the projected delta")
+        same(got, want, wrong, "the projected delta")
         if D == 2:
             drawn = delta, got, epsilon
     zero = student(torch.zeros(2, 3), torch.ones(2))
@@ -288,7 +285,7 @@ def training_step(student, generator):
             ),
         }
         got = student(delta, gradient, types, epsilon, lr)
-        same(got, want, differing(wrong, want), "the new delta")
+        same(got, want, wrong, "the new delta")
     figure, panel = plt.subplots(figsize=(7, 2.4), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     x = torch.arange(P)

@@ -8,7 +8,6 @@ from ..core.projection import project, project_together
 from ..methods.context_tuning import examples_of, visible
 from .engine import checker, expect, same
 from .nb04 import types_of
-from .nb05 import differing
 
 DOWN, UP = "#0072B2", "#D55E00"
 
@@ -96,7 +95,7 @@ def pgd_step(student, generator):
                 always[-given[-1]] if words == turned else words: value
                 for words, value in wrong.items()
             }
-        same(answer, want, differing(wrong, want), "the new point")
+        same(answer, want, wrong, "the new point")
     (point, gradient, centre, epsilon, length, sign), _, _ = cases[0]
     point = centre + project(point - centre, 0.9 * epsilon)
     still = student(point, torch.zeros_like(gradient), centre, epsilon, length, sign)

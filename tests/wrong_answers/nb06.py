@@ -61,6 +61,10 @@ WRONG = {
             lambda types, rows: (examples(types) != own(rows)) & (types > 0),
             "all separators are hidden",
         ),
+        (
+            lambda types, rows: (examples(types) != own(rows)).float(),
+            "the mask has the right values, but as floating-point numbers",
+        ),
         (lambda types, rows: types != 4 * (own(rows) + 1), "only the twin's label is hidden"),
         (lambda types, rows: examples(types) != own(rows) + 1, "off by one: the example after"),
         (
@@ -77,3 +81,5 @@ WRONG = {
         ),
     ],
 }
+
+RIGHT = {"hide_twin": [lambda types, rows: (examples(types) != own(rows)).long()]}
