@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minicpt import check
-from minicpt.check.engine import checker, explain_missing_names, same
+from minicpt.check.engine import checker, same
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -22,7 +22,7 @@ import build_notebooks as builder
 
 sys.path.pop(0)
 WITH_EXERCISES = [p for p in builder.MASTERS if builder.exercises(nbformat.read(p, as_version=4))]
-CHECKERS = [name for name in dir(check) if name != "NotYet"]
+CHECKERS = [name for name in dir(check) if name not in check.__all__]
 WRONG, RIGHT = {}, {}
 for file in sorted((ROOT / "tests" / "wrong_answers").glob("nb*.py")):
     answers = importlib.import_module(f"wrong_answers.{file.stem}")
@@ -222,7 +222,7 @@ def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
 
 def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
     """The note is for cells' own code; other errors, and NameErrors inside a library, are left as they are."""
-    explain_missing_names(shell)
+    run(shell, cell("from minicpt import check; check.start()"))
     for source, noted in (
         ("of_a_cell_above", True),
         ("(lambda: of_a_cell_above)()", True),
@@ -233,6 +233,26 @@ def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
         assert ("Run All Above" in "".join(getattr(error, "__notes__", []))) == noted
         assert ("Run All Above" in capsys.readouterr().out) == noted
     shell.set_custom_exc((), None)
+
+
+def test_importing_the_checkers_leaves_the_shell_alone(shell):
+    """Whoever imports the library keeps their own handlers; a notebook asks for ours with `check.start()`."""
+    shell.set_custom_exc((), None)
+    run(shell, cell("import importlib, minicpt.check; importlib.reload(minicpt.check)"))
+    assert shell.custom_exceptions == ()
+    run(shell, cell("minicpt.check.start()"))
+    assert shell.custom_exceptions == (NameError,)
+    shell.set_custom_exc((), None)
+
+
+def test_outside_a_notebook_start_does_nothing(monkeypatch):
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    check.start()
+
+
+@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
+def test_notebooks_with_exercises_start_the_help(path):
+    assert "\ncheck.start()" in setup_of(path).source
 
 
 def test_every_checker_has_its_wrong_answers():

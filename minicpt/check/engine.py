@@ -23,8 +23,13 @@ class NotYet(AssertionError):
         return [f"NotYet: {self}"]
 
 
-def explain_missing_names(shell) -> None:
-    """Make a notebook's NameError say what to do next: most often a cell above was not run. `shell`: IPython's."""
+def start() -> None:
+    """Make this notebook's NameErrors say what to do next, for most often a cell above was not run.
+
+    It installs a handler for NameErrors in the running IPython shell and replaces one that is there, so a notebook
+    calls it by name, in its first cell. Outside IPython it does nothing.
+    """
+    from IPython import get_ipython
 
     def explain(shell, kind, error, trace, tb_offset=None):
         *_, (innermost, _) = traceback.walk_tb(trace)
@@ -35,7 +40,9 @@ def explain_missing_names(shell) -> None:
             )
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
-    shell.set_custom_exc((NameError,), explain)
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((NameError,), explain)
 
 
 def checker(exercise: str):
