@@ -5,15 +5,17 @@
     python data_scripts/build_notebooks.py --exercises            derive notebooks/exercises/ and solutions/, execute nothing
     python data_scripts/build_notebooks.py --nbgrader DIR         write the exercises for nbgrader: DIR/source/NN_name/
 
-An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged `solution` (imports and one
-function with a docstring), a code cell tagged `check`. In exercises/ the function's body becomes a `NotImplementedError`.
+An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged
+`solution` (imports and one function with a docstring), a code cell tagged `check`. In exercises/
+the function's body becomes a `NotImplementedError`.
 
-The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If pyproject.toml names the repository's GitHub
-address ([project.urls] Repository), exercises and solutions begin with a badge that opens them in Colab.
+The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If
+pyproject.toml names the repository's GitHub address ([project.urls] Repository), exercises and
+solutions begin with a badge that opens them in Colab.
 
-Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff shows what changed and
-nothing else. What goes: papermill's and widgets' metadata, timings, the kernel's version, absolute paths. A notebook whose
-cell fails, or writes to stderr, is not written.
+Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff
+shows what changed and nothing else. What goes: papermill's and widgets' metadata, timings, the
+kernel's version, absolute paths. A notebook whose cell fails, or writes to stderr, is not written.
 """
 
 import argparse
@@ -39,11 +41,13 @@ TASK = re.compile(r"### Exercise (\d\d\.\d): (.+)\n+Difficulty ([1-5]) of 5 · (
 TABLE = re.compile(r"(<!-- contents: .*? -->\n).*?(<!-- /contents -->)", re.S)
 ROLES = ("exercise", "solution", "check")
 NOTE = {
-    "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise NotImplementedError`, write your "
-    "code, run it, and then the cell below it: it says in words what is wrong, or draws a picture. An exercise left out "
-    "stops nothing. When you are done, or stuck: [solutions]({other}). (Generated: change the master, not this file.)",
-    "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) first. (Generated: change the "
-    "master, not this file.)",
+    "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise "
+    "NotImplementedError`, write your code, run it, and then the cell below it: it "
+    "says in words what is wrong, or draws a picture. An exercise left out stops "
+    "nothing. When you are done, or stuck: [solutions]({other}). (Generated: "
+    "change the master, not this file.)",
+    "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) "
+    "first. (Generated: change the master, not this file.)",
 }
 COLAB = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/"
@@ -141,12 +145,14 @@ def exercises(master: nbformat.NotebookNode) -> list[tuple]:
     expected = [(i + k, role) for i in found for k, role in enumerate(ROLES)]
     if expected != [(i, role) for i, role in enumerate(roles) if role]:
         raise ValueError(
-            f"an exercise is three cells in a row, tagged {', '.join(ROLES)}; found {list(filter(None, roles))}"
+            "an exercise is three cells in a row, tagged "
+            f"{', '.join(ROLES)}; found {list(filter(None, roles))}"
         )
     for i in found:
         if not TASK.match(master.cells[i].source):
             raise ValueError(
-                f"cell {master.cells[i].id}: begin with '### Exercise NN.k: title', 'Difficulty n of 5 · m minutes'"
+                f"cell {master.cells[i].id}: begin with '### Exercise NN.k: "
+                "title', 'Difficulty n of 5 · m minutes'"
             )
     return [tuple(master.cells[i : i + 3]) for i in found]
 

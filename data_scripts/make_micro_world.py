@@ -251,7 +251,7 @@ def example_ids(ids, tpl, text_ids):
     return [ids.start[inp], ids.word[":"], *text_ids, *middle, ids.word[":"]]
 
 
-# ---------------------------------------------------------------- rows: (ids, kinds), kinds as follows
+# ---------------------------------------------------------------- rows: (ids, kinds), kinds as foll
 OTHER, FIRST, LABEL, EXACT = (
     0,
     1,

@@ -1,7 +1,7 @@
 """Gates and model card of the micro base model (called by pretrain_micro.py --gates and --ship).
 
-The gates look at zero-shot and in-context accuracy only and were fixed before any trained method was compared:
-the micro world is never tuned for the rank of a method.
+The gates look at zero-shot and in-context accuracy only and were fixed before any trained method
+was compared: the micro world is never tuned for the rank of a method.
 """
 
 import json

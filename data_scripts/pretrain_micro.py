@@ -4,9 +4,10 @@
     python data_scripts/pretrain_micro.py --gates runs/s0               # zero-shot and in-context accuracy of its model
     python data_scripts/pretrain_micro.py --ship runs/s0 runs/s1        # better seed -> minicpt/assets/micro, with card
 
-The model is a plain, randomly initialised transformers Llama.  On natural-looking rows alone a model of this size
-does not learn to read its context within minutes, so training follows a curriculum: copying repeated strings,
-then key-value rows, then exact-match examples in the prompt templates, then the full mixture of episodes and text.
+The model is a plain, randomly initialised transformers Llama.  On natural-looking rows alone a
+model of this size does not learn to read its context within minutes, so training follows a
+curriculum: copying repeated strings, then key-value rows, then exact-match examples in the prompt
+templates, then the full mixture of episodes and text.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 REPEAT = 4  # a fifth kind of token, next to W.OTHER, FIRST, LABEL and EXACT: the copy of a repeated string
-# phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration in steps
+# phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration
+# in steps
 PHASES = [(32, 96, 0.55, 1500), (48, 64, 0.65, 1200), (64, 48, 0.72, 800), (128, 24, None, None)]
 LONG = (512, 6)  # every second batch of the last fifth of phase 3, so that longer contexts work
 MUON_LR, ADAM_LR = (5e-3, 2e-3), (3e-3, 1.5e-3)  # phases 0-2, phase 3
@@ -167,7 +169,8 @@ def train_step(body, batch, phase, active, device):
         hidden = body(input_ids=tokens, use_cache=False).last_hidden_state
         pad = -len(where) % 256  # few distinct sizes keep the allocator from growing
         picked = hidden.flatten(0, 1)[F.pad(where - 1, (0, pad))]
-        # phase 0 has 128 active words: with the full softmax all other embeddings would be pushed away
+        # phase 0 has 128 active words: with the full softmax all other embeddings would be pushed
+        # away
         embedding = body.embed_tokens.weight  # tied: the same matrix reads and predicts tokens
         table = embedding[active] if phase == 0 else embedding
         logits = (picked @ table.T).float()[: len(where)]

@@ -1,6 +1,7 @@
 """The exercises: derived files are fresh, stubs are stubs, solutions pass, wrong answers are told in words.
 
-Solutions are taken from the masters. `wrong_answers/nbNN.py` holds at least three typical wrong ones for every checker.
+Solutions are taken from the masters. `wrong_answers/nbNN.py` holds at least three typical wrong
+ones for every checker.
 """
 
 import importlib
@@ -39,7 +40,7 @@ def name_of(cell):
     return re.search(r"check\.(\w+)\(", cell.source)[1]
 
 
-# ---- the builder -----------------------------------------------------------------------------------------------------
+# ---- the builder ---------------------------------------------------------------------------------
 
 
 def test_derived_notebooks_are_fresh(tmp_path):
@@ -176,14 +177,15 @@ def test_nbgrader_export(tmp_path):
                 re.search(r"Difficulty (\d)", task.source)[1]
             )
             assert all(c.metadata.nbgrader.schema_version == 3 for c in (solution, test))
-            # the markers enclose the body and nothing else: without them and with what they enclose, it is the solution
+            # the markers enclose the body and nothing else: without them and with what they
+            # enclose, it is the solution
             lines = solution.source.splitlines()
             begin, end = lines.index("    ### BEGIN SOLUTION"), lines.index("    ### END SOLUTION")
             assert "\n".join(lines[:begin]) == builder.parts(original)[0]
             assert "\n".join(lines[:begin] + lines[begin + 1 : end]) == original.source.rstrip("\n")
 
 
-# ---- stubs, solutions, wrong answers ------------------------------------------------------------------------------------
+# ---- stubs, solutions, wrong answers -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +285,7 @@ def test_right_answers_in_another_form_than_the_solution_pass(name, right, capsy
     assert "right." in capsys.readouterr().out
 
 
-# ---- the engine --------------------------------------------------------------------------------------------------------
+# ---- the engine ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ class NotYet(AssertionError):
 def start() -> None:
     """Make this notebook's NameErrors say what to do next, for most often a cell above was not run.
 
-    It installs a handler for NameErrors in the running IPython shell and replaces one that is there, so a notebook
-    calls it by name, in its first cell. Outside IPython it does nothing.
+    It installs a handler for NameErrors in the running IPython shell and replaces one that is
+    there, so a notebook calls it by name, in its first cell. Outside IPython it does nothing.
     """
     from IPython import get_ipython
 
@@ -35,8 +35,8 @@ def start() -> None:
         *_, (innermost, _) = traceback.walk_tb(trace)
         if innermost.f_globals is shell.user_ns:  # a cell's own code, not a library's
             error.add_note(
-                "Was a cell above not run, or the kernel restarted? Choose Run > Run All Above Selected Cell, "
-                "then run this cell again."
+                "Was a cell above not run, or the kernel restarted? Choose Run > Run All Above "
+                "Selected Cell, then run this cell again."
             )
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
@@ -48,8 +48,9 @@ def start() -> None:
 def checker(exercise: str):
     """Make `check.<name>` of a function `(student, generator) -> (figure, alt text)`.
 
-    `student` is the student's function, guarded: what it raises becomes `NotYet`. `generator` (torch) is seeded afresh at
-    every call. The function raises `NotYet` (through `same` or `expect`) or returns a picture, which is shown.
+    `student` is the student's function, guarded: what it raises becomes `NotYet`. `generator`
+    (torch) is seeded afresh at every call. The function raises `NotYet` (through `same` or
+    `expect`) or returns a picture, which is shown.
     """
 
     def decorate(body: Callable) -> Callable:
@@ -59,8 +60,8 @@ def checker(exercise: str):
             try:
                 if not callable(function):
                     raise NotYet(
-                        f"check.{body.__name__} takes the function itself, not {describe(function)}: "
-                        f"write check.{body.__name__}(name_of_your_function)."
+                        f"check.{body.__name__} takes the function itself, not "
+                        f"{describe(function)}: write check.{body.__name__}(name_of_your_function)."
                     )
                 figure, alt = body(guarded(function), generator)
             except NotYet as wrong:
@@ -90,16 +91,16 @@ def guarded(function: Callable) -> Callable:
             names = given.bind(*args, **kwargs).arguments
         except TypeError:
             raise NotYet(
-                f"your function is called with {len(args) + len(kwargs)} arguments, but its signature is "
-                f"{given}: leave the signature as it was."
+                f"your function is called with {len(args) + len(kwargs)} arguments, but its "
+                f"signature is {given}: leave the signature as it was."
             ) from None
         kept = {name: copy.deepcopy(value) for name, value in names.items() if plain(value)}
         try:
             result = function(*args, **kwargs)
         except NotImplementedError:
             raise NotYet(
-                "not done yet: replace the `raise NotImplementedError` by your code, run that cell, and then "
-                "this one again."
+                "not done yet: replace the `raise NotImplementedError` by your code, run "
+                "that cell, and then this one again."
             ) from None
         except NotYet:
             raise
@@ -134,9 +135,10 @@ def same(
 ) -> None:
     """Raise `NotYet` unless `got` equals `want`; if it equals a typical wrong answer, the message names that mistake.
 
-    `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the right answer, it is
-    no mistake. Tensors and numbers are compared within `atol` (a number may be a 0-dimensional tensor), lists and
-    tuples item by item, everything else with ==. Booleans may come as integers 0 and 1, neither of them as floats.
+    `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the
+    right answer, it is no mistake. Tensors and numbers are compared within `atol` (a number may be
+    a 0-dimensional tensor), lists and tuples item by item, everything else with ==. Booleans may
+    come as integers 0 and 1, neither of them as floats.
     """
     if equal(got, want, atol):
         expect_whole(got, want, what)
@@ -156,12 +158,12 @@ def expect_whole(got, want, what: str) -> None:
     found = f"{what} has the right values, but as floating-point numbers ({got.dtype})"
     if want.dtype == torch.bool:
         raise NotYet(
-            f"{found}: such a mask cannot select tokens, and attention would add it to its scores instead of "
-            "hiding anything. Return booleans."
+            f"{found}: such a mask cannot select tokens, and attention would add it to its scores "
+            "instead of hiding anything. Return booleans."
         )
     raise NotYet(
-        f"{found}: return whole numbers ({want.dtype}). torch.ones and torch.zeros make floats unless you name a "
-        "dtype; x.new_ones and x.new_full keep the dtype of x."
+        f"{found}: return whole numbers ({want.dtype}). torch.ones and torch.zeros make floats "
+        "unless you name a dtype; x.new_ones and x.new_full keep the dtype of x."
     )
 
 
@@ -199,8 +201,8 @@ def difference(got, want, atol: float) -> str:
         off = ~torch.isclose(got, want, rtol=1e-4, atol=atol)
         at = off.nonzero()[0].tolist()
         return (
-            f"is wrong in {int(off.sum())} of {off.numel()} places; at index {at} it is {got[tuple(at)].item():.4g}, "
-            f"expected {want[tuple(at)].item():.4g}."
+            f"is wrong in {int(off.sum())} of {off.numel()} places; at index {at} it is "
+            f"{got[tuple(at)].item():.4g}, expected {want[tuple(at)].item():.4g}."
         )
     if isinstance(want, (list, tuple)) and type(got) is type(want):
         if len(got) != len(want):

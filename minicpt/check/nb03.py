@@ -34,8 +34,8 @@ def put_before(student, generator):
             got[0],
             torch.cat((every, embeds), 1),
             {
-                "the prompt comes after the text; a causal model reads from the left, so the text never sees it there. It "
-                "must come before.": torch.cat((embeds, every), 1),
+                "the prompt comes after the text; a causal model reads from the left, so the text "
+                "never sees it there. It must come before.": torch.cat((embeds, every), 1),
                 "only the embeddings of the text came back; put the prompt before them.": embeds,
                 "only the first row has the prompt: every row of the batch needs it.": torch.cat(
                     (torch.cat((prompt[None], torch.zeros(B - 1, P, D))), embeds), 1
@@ -49,16 +49,13 @@ def put_before(student, generator):
             got[1],
             torch.cat((ones, mask), 1),
             {
-                "the mask is 0 on the prompt: then no token may look at it, and training it changes nothing.": torch.cat(
-                    (zeros, mask), 1
-                ),
+                "the mask is 0 on the prompt: then no token may look at "
+                "it, and training it changes nothing.": torch.cat((zeros, mask), 1),
                 "the mask is still T long; embeddings and mask must have one length, P + T.": mask,
-                "the mask's ones for the prompt stand after the text; they belong before it.": torch.cat(
-                    (mask, ones), 1
-                ),
-                "the mask is 1 everywhere: the padding at the end would be read as text.": torch.ones(
-                    B, P + T
-                ).long(),
+                "the mask's ones for the prompt stand "
+                "after the text; they belong before it.": torch.cat((mask, ones), 1),
+                "the mask is 1 everywhere: the padding "
+                "at the end would be read as text.": torch.ones(B, P + T).long(),
             },
             "the mask",
         )
@@ -66,15 +63,14 @@ def put_before(student, generator):
             got[2],
             torch.cat((zeros + IGNORE, labels), 1),
             {
-                "the prompt's labels are 0, and that is a token of the vocabulary: the loss would ask for it P times. "
-                "-100 means: no label.": torch.cat((zeros, labels), 1),
+                "the prompt's labels are 0, and that is a token of the vocabulary: the loss would "
+                "ask for it P times. -100 means: no label.": torch.cat((zeros, labels), 1),
                 "the prompt's labels are 1, as in the mask; -100 means: no label.": torch.cat(
                     (ones, labels), 1
                 ),
                 "the labels are still T long; they must be as long as the logits, P + T.": labels,
-                "the -100s of the prompt stand after the text, so that every label has moved away from its token.": torch.cat(
-                    (labels, zeros + IGNORE), 1
-                ),
+                "the -100s of the prompt stand after the text, so that every "
+                "label has moved away from its token.": torch.cat((labels, zeros + IGNORE), 1),
             },
             "the labels",
         )
@@ -110,7 +106,8 @@ def put_before(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your batch: in every row the hatched prompt, then the text, its label in a thick frame, padding.",
+        "Your batch: in every row the hatched prompt, then the text, "
+        "its label in a thick frame, padding.",
     )
 
 
@@ -128,7 +125,8 @@ def from_words(student, generator):
         got = student(ids, P, embedding)
         kept = got.detach() if isinstance(got, Tensor) else got
         wrong = {
-            "every word is repeated in place (a a b b ...); the list is to be repeated as a whole (a b a b ...).": rows[
+            "every word is repeated in place (a a b b ...); the list is to be "
+            "repeated as a whole (a b a b ...).": rows[
                 [i for i in ids for _ in range(-(-P // count))][:P]
             ],
             "these are the words' ids; return their embeddings, (P, D).": torch.tensor(turns[:P]),
@@ -138,11 +136,8 @@ def from_words(student, generator):
             "the last words are kept; cut off what comes after the first P.": rows[ids[-P:]]
             if P < count
             else rows[:0],
-            "all soft tokens start at the mean of the words, so nothing tells them apart. Each starts at one word.": rows[
-                ids
-            ]
-            .mean(0)
-            .expand(P, D),
+            "all soft tokens start at the mean of the words, so nothing tells "
+            "them apart. Each starts at one word.": rows[ids].mean(0).expand(P, D),
             "the remaining places are filled with the last word; begin the list again.": rows[
                 (ids + ids[-1:] * P)[:P]
             ],
@@ -152,23 +147,22 @@ def from_words(student, generator):
             "these are the first rows of the vocabulary, whatever the words are.": rows[:P],
             "the rows have been scaled; copy them as they are.": rows[turns[:P]]
             / rows[turns[:P]].norm(dim=1, keepdim=True),
-            "it has a place for every word; P soft tokens are asked for. Repeat the list, or cut it.": rows[
-                ids
-            ],
+            "it has a place for every word; P soft tokens are "
+            "asked for. Repeat the list, or cut it.": rows[ids],
             "the list was repeated and not cut to P.": rows[(ids * -(-P // count))],
         }
         want = rows[turns[:P]]
         same(kept, want, wrong, f"the start from {count} words for P = {P}")
         expect(
             got.grad_fn is None,  # a leaf may require a gradient: an nn.Parameter is as good
-            "the values are right, but they hang on the embedding: an optimiser refuses "
-            "such a tensor, or the gradient goes to the vocabulary. Return a copy: .detach().clone().",
+            "the values are right, but they hang on the embedding: an optimiser refuses such a "
+            "tensor, or the gradient goes to the vocabulary. Return a copy: .detach().clone().",
         )
         shared = got.untyped_storage().data_ptr() == embedding.untyped_storage().data_ptr()
         expect(
             not shared,
-            "the values are right, but they are the vocabulary's own memory: training the prompt would "
-            "change the words. Return a copy: .clone().",
+            "the values are right, but they are the vocabulary's own memory: training the prompt "
+            "would change the words. Return a copy: .clone().",
         )
         if count == 3:
             drawn = ids, kept, rows
@@ -201,8 +195,9 @@ def nearest(student, generator):
             0
         ].T  # orthonormal: two directions a soft token
         u, v = axes[:P], axes[P : 2 * P]
-        # By cosine the short word wins, then the long one; by dot product the long one; by distance the one of the
-        # soft token's own length. No order is another one read backwards: each mistake has an answer of its own.
+        # By cosine the short word wins, then the long one; by dot product the long one; by distance
+        # the one of the soft token's own length. No order is another one read backwards: each
+        # mistake has an answer of its own.
         angles, lengths = torch.tensor([0.15, 0.5, 0.8]), torch.tensor([0.4, 5.0, 2.0])
         planted = [n * (a.cos() * u + a.sin() * v) for a, n in zip(angles, lengths)]
         others = torch.randn(V - 3 * P, D, generator=generator)
@@ -217,12 +212,10 @@ def nearest(student, generator):
         )
         ids = cosine.topk(k).indices
         wrong = {
-            "this is the dot product: long words win, whatever they point at. Divide by the lengths.": dot.topk(
-                k
-            ),
-            "this is the Euclidean distance, which asks for like length as well. Compare directions: the cosine.": distance.topk(
-                k, largest=False
-            ),
+            "this is the dot product: long words win, whatever "
+            "they point at. Divide by the lengths.": dot.topk(k),
+            "this is the Euclidean distance, which asks for like length as "
+            "well. Compare directions: the cosine.": distance.topk(k, largest=False),
             "these are the words that are farthest away by cosine: take the largest.": cosine.topk(
                 k, largest=False
             ),
@@ -267,5 +260,6 @@ def nearest(student, generator):
     plt.close(figure)
     return (
         figure,
-        "A soft token and three words as lines from zero; nearest is the short one of its direction.",
+        "A soft token and three words as lines from zero; nearest "
+        "is the short one of its direction.",
     )

@@ -57,8 +57,8 @@ def roles_of_example(student, generator):
             got_ids,
             ids,
             {
-                "the pieces were joined to one string before they were tokenised: at the seams its tokens differ from "
-                "those of the pieces. Tokenise each piece alone.": ids_of(
+                "the pieces were joined to one string before they were tokenised: at the seams its "
+                "tokens differ from those of the pieces. Tokenise each piece alone.": ids_of(
                     "".join(string for string, _ in pieces)
                 ),
                 "only the first token of each piece is there: a piece may have several.": [
@@ -67,7 +67,8 @@ def roles_of_example(student, generator):
                 "the ids are a list of lists, one a piece: join them with += or extend.": [
                     part for part, _ in parts
                 ],
-                "the separators are missing: they are tokens of the prompt, too, only with role 0.": [
+                "the separators are missing: they are tokens of "
+                "the prompt, too, only with role 0.": [
                     i for part, role in parts if role for i in part
                 ],
             },
@@ -77,19 +78,18 @@ def roles_of_example(student, generator):
             got_roles,
             roles,
             {
-                "there is one role a piece; there must be one a token: a piece of three tokens gives its role three times.": one_each,
-                "the label has the output template's role, 3: it needs its own, 4, or nothing will be a target.": [
-                    min(role, 3) for role in roles
-                ],
+                "there is one role a piece; there must be one a token: a piece of three "
+                "tokens gives its role three times.": one_each,
+                "the label has the output template's role, 3: it needs its "
+                "own, 4, or nothing will be a target.": [min(role, 3) for role in roles],
                 "the separators have the role of what stands before them; theirs is 0.": carried(
                     roles
                 ),
                 "there is one role a character; there must be one a token.": [
                     role for string, role in pieces for _ in string
                 ],
-                "the roles are numbered from 0 up; inputs' templates are 1, inputs 2, output templates 3, labels 4.": [
-                    max(role - 1, 0) for role in roles
-                ],
+                "the roles are numbered from 0 up; inputs' templates are 1, "
+                "inputs 2, output templates 3, labels 4.": [max(role - 1, 0) for role in roles],
             },
             "the list of roles",
         )
@@ -122,22 +122,25 @@ def join_types(student, generator):
             "the separators were shifted, too: 0 stays 0, in every example.": torch.cat(
                 [roles + 4 * i for i, roles in enumerate(examples)]
             ),
-            "off by one: the first example adds nothing, so count the examples from 0.": torch.where(
-                want > 0, want + 4, 0
-            ),
-            "example i adds i; it must add 4*i, for there are four roles besides the separator.": torch.cat(
+            "off by one: the first example adds "
+            "nothing, so count the examples from 0.": torch.where(want > 0, want + 4, 0),
+            "example i adds i; it must add 4*i, for there "
+            "are four roles besides the separator.": torch.cat(
                 [torch.where(roles > 0, roles + i, 0) for i, roles in enumerate(examples)]
             ),
-            "example i adds 3*i; it must add 4*i, so that one example's label is not the next one's template.": torch.cat(
+            "example i adds 3*i; it must add 4*i, so that one example's "
+            "label is not the next one's template.": torch.cat(
                 [torch.where(roles > 0, roles + 3 * i, 0) for i, roles in enumerate(examples)]
             ),
-            "example i adds 5*i; it must add 4*i: the separator's 0 is shared and needs no room.": torch.cat(
+            "example i adds 5*i; it must add 4*i: the "
+            "separator's 0 is shared and needs no room.": torch.cat(
                 [torch.where(roles > 0, roles + 5 * i, 0) for i, roles in enumerate(examples)]
             ),
             "nothing was added: every example still has the types of the first.": torch.cat(
                 examples
             ),
-            "the examples are numbered from the end: the first one adds nothing, the last one most.": torch.cat(
+            "the examples are numbered from the end: the first "
+            "one adds nothing, the last one most.": torch.cat(
                 [
                     torch.where(roles > 0, roles + 4 * (shots - 1 - i), 0)
                     for i, roles in enumerate(examples)
@@ -199,8 +202,8 @@ def updated_tokens(student, generator):
         roles = masks.role_of(types)
         labels, separators, inputs = masks.is_label(types), types == 0, masks.is_input(types)
         wrong = {
-            "the label tokens are marked: they are what the loss asks for and must never move.": want
-            | labels,
+            "the label tokens are marked: they are what the "
+            "loss asks for and must never move.": want | labels,
             "the separators are marked (type 0): they never move.": want | separators,
             "these are roles: return booleans, True where CPT may move the token.": roles * want,
             "every token is marked: labels and separators must not move.": want
@@ -214,9 +217,8 @@ def updated_tokens(student, generator):
             "the input templates are missing: types 1, 5, 9, ... move, too.": want
             & (roles != masks.INPUT_TEMPLATE),
             "only the first example is marked: take the types modulo 4.": (types > 0) & (types < 4),
-            "the first example's label is frozen, but not those of the others: labels are 4, 8, 12, ...": (
-                (types > 0) & (types != 4)
-            ),
+            "the first example's label is frozen, but not those of "
+            "the others: labels are 4, 8, 12, ...": ((types > 0) & (types != 4)),
         }
         same(got, want, wrong, "the mask")
     figure, panel = plt.subplots(figsize=(7, 1.8), layout="constrained")
@@ -226,7 +228,8 @@ def updated_tokens(student, generator):
     plt.close(figure)
     return (
         figure,
-        "A bar a token in the colour of its role: tall where your mask lets it move, short where not.",
+        "A bar a token in the colour of its role: tall where your "
+        "mask lets it move, short where not.",
     )
 
 
@@ -250,18 +253,16 @@ def decay_weights(student, generator):
 
         want = powers(back)
         wrong = {
-            "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": powers(
-                forth
-            ),
+            "the decay is the wrong way round: the last label weighs "
+            "1, and the farther back, the less.": powers(forth),
             "the decay is the wrong way round and off by one: the last label weighs 1.": powers(
                 forth + 1
             ),
             "off by one: the last label, the training example's, weighs 1, not gamma.": powers(
                 back + 1
             ),
-            "it counts label tokens; count labels: all tokens of one label have the same weight.": powers(
-                tokens_after
-            ),
+            "it counts label tokens; count labels: all tokens "
+            "of one label have the same weight.": powers(tokens_after),
             "the separators have a weight: type 0 is a multiple of 4, but no label.": powers(
                 back, ~masks.is_updated(types)
             ),
@@ -271,7 +272,8 @@ def decay_weights(student, generator):
             "every token but the separators has a weight: only label tokens count.": powers(
                 back, types > 0
             ),
-            "the weights fall in a straight line; each is gamma times the next one: a power of gamma.": torch.where(
+            "the weights fall in a straight line; each is gamma "
+            "times the next one: a power of gamma.": torch.where(
                 label, (1 - (1 - gamma) * back).clamp(min=0), 0.0
             ),
             "all labels weigh 1: gamma is not used.": label.float(),
@@ -299,5 +301,6 @@ def decay_weights(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your weights by position: a staircase of labels that rises to 1 at the right, nothing elsewhere.",
+        "Your weights by position: a staircase of labels that rises to "
+        "1 at the right, nothing elsewhere.",
     )

@@ -44,27 +44,23 @@ def pool_instruction(student, generator):
         want = iapt.pool(z, queries, before)
         mean = (z * before[:, :, None]).sum(1, keepdim=True) / before.sum(1)[:, None, None]
         wrong = {
-            "padding is pooled, in the row that has no answer: leave out the tokens at which `mask` is False.": pooled(
-                answer.cumsum(1) == 0
-            ),
-            "the answer is pooled: a generator that reads it learns to copy it. Pool only what stands before it.": pooled(
-                mask
-            ),
-            "only the answer's own tokens are left out; what stands behind them has read them. Pool only what stands "
-            "before the first of them.": pooled(mask & ~answer),
+            "padding is pooled, in the row that has no answer: leave out "
+            "the tokens at which `mask` is False.": pooled(answer.cumsum(1) == 0),
+            "the answer is pooled: a generator that reads it learns to copy "
+            "it. Pool only what stands before it.": pooled(mask),
+            "only the answer's own tokens are left out; what stands behind them has read them. "
+            "Pool only what stands before the first of them.": pooled(mask & ~answer),
             "padding and answer are both pooled: use `mask` and `answer`.": pooled(
                 torch.ones_like(mask)
             ),
-            "the softmax runs over the queries; each query spreads its weights over the tokens, dim=1.": pooled(
-                before, dim=2
-            ),
-            "it is the plain mean of the tokens: weigh them by the softmax of z @ queries.": mean.expand(
-                -1, queries.shape[1], -1
-            ),
-            "tokens that are left out get a score of 0, but exp(0) is 1, not 0: set their score to -inf before the "
-            "softmax.": (scores * before[:, :, None]).softmax(1).mT @ z,
-            "the weights are set to zero after the softmax, so they do not add up to 1 any more: set the scores to -inf "
-            "before it.": (scores.softmax(1) * before[:, :, None]).mT @ z,
+            "the softmax runs over the queries; each query spreads "
+            "its weights over the tokens, dim=1.": pooled(before, dim=2),
+            "it is the plain mean of the tokens: weigh "
+            "them by the softmax of z @ queries.": mean.expand(-1, queries.shape[1], -1),
+            "tokens that are left out get a score of 0, but exp(0) is 1, not 0: set their "
+            "score to -inf before the softmax.": (scores * before[:, :, None]).softmax(1).mT @ z,
+            "the weights are set to zero after the softmax, so they do not add up to 1 any more: "
+            "set the scores to -inf before it.": (scores.softmax(1) * before[:, :, None]).mT @ z,
             "there is no softmax: the scores are used as weights.": (scores * before[:, :, None]).mT
             @ z,
             "the scores are divided by √m, as in attention; this formula does not.": pooled(
@@ -102,8 +98,8 @@ def pool_instruction(student, generator):
     panels[0].set_title("weight of each token, a line a query")
     plt.close(figure)
     return figure, (
-        "Weights of your pooling for three texts, two queries each: dark cells only before the answer; "
-        "answer, what stands behind it, and padding are white."
+        "Weights of your pooling for three texts, two queries each: dark cells only before the "
+        "answer; answer, what stands behind it, and padding are white."
     )
 
 
@@ -131,19 +127,18 @@ def rational(student, generator):
             / bottom.abs(),
             "the absolute value is missing: where the sum is -1 the denominator is zero.": top
             / (1 + bottom),
-            "each term of the denominator has its own absolute value; here it is the absolute value of the sum.": top
-            / (1 + each),
-            "the absolute value is around the whole denominator: 1 + |…| is at least 1, |1 + …| may be 0.": top
-            / (1 + bottom).abs(),
+            "each term of the denominator has its own absolute value; here "
+            "it is the absolute value of the sum.": top / (1 + each),
+            "the absolute value is around the whole denominator: 1 + "
+            "|…| is at least 1, |1 + …| may be 0.": top / (1 + bottom).abs(),
             "the numerator's coefficients are reversed: a[0] is the constant term.": powers(
                 a.flip(0), 0
             )
             / (1 + bottom.abs()),
             "the denominator's coefficients are reversed: b[0] belongs to x.": top
             / (1 + powers(b.flip(0), 1).abs()),
-            "both lists of coefficients are reversed: a[0] is the constant term, b[0] belongs to x.": powers(
-                a.flip(0), 0
-            )
+            "both lists of coefficients are reversed: a[0] is "
+            "the constant term, b[0] belongs to x.": powers(a.flip(0), 0)
             / (1 + powers(b.flip(0), 1).abs()),
             "the denominator begins with a constant: b[0] belongs to x¹, not to x⁰.": top
             / (1 + powers(b, 0).abs()),
@@ -158,7 +153,8 @@ def rational(student, generator):
     got = student(half, a, b)
     expect(
         got.dtype == torch.float32 and torch.allclose(got, iapt.rational(half, a, b), atol=1e-3),
-        "in half precision x⁶ overflows from x = 6.4 on (the largest number is 65504): begin with x.float().",
+        "in half precision x⁶ overflows from x = 6.4 on (the largest "
+        "number is 65504): begin with x.float().",
     )
     x = torch.linspace(-8, 8, 200)
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -170,5 +166,6 @@ def rational(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your function with the library's coefficients lies on GELU; with another denominator it bends away.",
+        "Your function with the library's coefficients lies on GELU; with "
+        "another denominator it bends away.",
     )

@@ -105,16 +105,17 @@ def write_whole(student, generator):
                     student(path, text)
                 expect(
                     moves[-1][0] != source,
-                    "two processes that write the same result use the same temporary name, and "
-                    "one renames what the other has half written. Put os.getpid() into it, or use tempfile.",
+                    "two processes that write the same result use the same temporary "
+                    "name, and one renames what the other has half written. Put "
+                    "os.getpid() into it, or use tempfile.",
                 )
                 path.write_text("the old result", encoding="utf-8")
                 interrupted = True
                 through = failing(student, path, text)
                 expect(
                     path.exists(),
-                    "the old file is removed before the rename: a kill in between leaves none. os.replace "
-                    "replaces it in one go.",
+                    "the old file is removed before the rename: a kill in between leaves "
+                    "none. os.replace replaces it in one go.",
                 )
                 expect(
                     path.read_text(encoding="utf-8") == "the old result",
@@ -123,8 +124,9 @@ def write_whole(student, generator):
                 )
                 expect(
                     not left(),
-                    "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does not catch) the "
-                    "temporary file is still there: catch BaseException, remove it, raise again.",
+                    "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does "
+                    "not catch) the temporary file is still there: catch "
+                    "BaseException, remove it, raise again.",
                 )
                 expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         path.write_text("the old result", encoding="utf-8")
@@ -161,5 +163,6 @@ def write_whole(student, generator):
     plt.close(figure)
     return (
         figure,
-        "What a reader saw while your function wrote 60 times: whole old and whole new files, no half one.",
+        "What a reader saw while your function wrote 60 times: whole "
+        "old and whole new files, no half one.",
     )

@@ -2,11 +2,12 @@
 
     make bench [DEVICE=cuda]      (python tests/bench/bench.py --device cpu --threads 2 --out results/bench)
 
-CPU: 8 layers of width 512 with the vocabularies of Llama (32k), GPT-J (50k) and BLOOM (250k); CUDA: the paper's models
-at full size, in bfloat16. Weights are random: speed does not depend on them. K=6 examples of 40 tokens, queries of 40.
+CPU: 8 layers of width 512 with the vocabularies of Llama (32k), GPT-J (50k) and BLOOM (250k); CUDA:
+the paper's models at full size, in bfloat16. Weights are random: speed does not depend on them. K=6
+examples of 40 tokens, queries of 40.
 
-"the limit" is what no implementation on this model can beat: the bare decoder without a head, frozen, with a gradient to
-its inputs only, on one row of the P + B*T distinct tokens.
+"the limit" is what no implementation on this model can beat: the bare decoder without a head,
+frozen, with a gradient to its inputs only, on one row of the P + B*T distinct tokens.
 """
 
 import argparse
@@ -178,7 +179,8 @@ def check_equal(base, models: dict, B: int) -> dict:
     }
     if max(differences.values()) > (1e-5 if base.dtype == torch.float32 else 5e-2):
         raise SystemExit(
-            f"The libraries disagree at B={B}: relative differences {differences}. Nothing was timed."
+            f"The libraries disagree at B={B}: relative "
+            f"differences {differences}. Nothing was timed."
         )
     return differences
 
@@ -215,8 +217,9 @@ def interleaved(functions: dict, device: str, seconds: float, at_least: int = 3)
 def scoring(base, models: dict, device: str, seconds: float) -> dict:
     """Label scores of queries, one call each and in batches; per query, in milliseconds.
 
-    PEFT as its CPT example notebook uses it: the whole forward, then the logits at the answer. With `logits_to_keep`,
-    transformers' own argument, it spares the head. Ours keeps the prompt's KV cache between the calls.
+    PEFT as its CPT example notebook uses it: the whole forward, then the logits at the answer. With
+    `logits_to_keep`, transformers' own argument, it spares the head. Ours keeps the prompt's KV
+    cache between the calls.
     """
     result = {}
     for B in (1, SCORED):
@@ -250,7 +253,7 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
     return result
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def status_mb(field: str) -> float:
@@ -308,7 +311,7 @@ def memory_apart(*args) -> list[dict]:
     )
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------------------
 
 
 def measure(device: str, seconds: float) -> dict:
@@ -399,8 +402,8 @@ def table(result: dict) -> str:
     for r in ratios(result):
         over = "–" if r["minicpt / limit"] is None else f"{r['minicpt / limit']:.2f}"
         lines.append(
-            f"| {r['model']} | {r['what']} ({r['unit']}) | {number(r['PEFT'])} | {number(r['minicpt'])} | "
-            f"**{r['PEFT / minicpt']:.1f}** | {over} |"
+            f"| {r['model']} | {r['what']} ({r['unit']}) | {number(r['PEFT'])} | "
+            f"{number(r['minicpt'])} | **{r['PEFT / minicpt']:.1f}** | {over} |"
         )
     machine = result["machine"]
     return "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]) + "\n"
@@ -489,7 +492,8 @@ def main() -> None:
     figure(result, args.out / f"{args.device}.png")
     print(
         table(result),
-        f"\n{time.perf_counter() - started:.0f} s; written: {args.out}/{args.device}.json, .md, .png",
+        f"\n{time.perf_counter() - started:.0f} s; written: "
+        f"{args.out}/{args.device}.json, .md, .png",
     )
 
 
