@@ -1,4 +1,4 @@
-"""The exercises: derived files are fresh, stubs are stubs, solutions pass, wrong answers are told in words.
+"""The exercises: derived files are fresh, stubs fail, solutions pass, wrong answers get words.
 
 Solutions are taken from the masters. `wrong_answers/nbNN.py` holds at least three typical wrong
 ones for every checker.
@@ -19,8 +19,7 @@ from minicpt.check.engine import checker, same
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data_scripts"))
-import build_notebooks as builder
-
+builder = importlib.import_module("build_notebooks")
 sys.path.pop(0)
 WITH_EXERCISES = [p for p in builder.MASTERS if builder.exercises(nbformat.read(p, as_version=4))]
 CHECKERS = [name for name in dir(check) if name not in check.__all__]
@@ -44,7 +43,7 @@ def name_of(cell):
 
 
 def test_derived_notebooks_are_fresh(tmp_path):
-    """Rebuild: no difference, no file too many. If this fails: python data_scripts/build_notebooks.py --exercises"""
+    """If this fails: python data_scripts/build_notebooks.py --exercises"""
     builder.write_derived(tmp_path)
     for kind in builder.NOTE:
         rebuilt, committed = (
@@ -56,11 +55,8 @@ def test_derived_notebooks_are_fresh(tmp_path):
 
 
 def test_every_lesson_has_exercises():
-    without = {
-        "00_start_here",
-        "11_reproduce_tables",
-        "run_cell",
-    }  # the tour, the report, the report of one cell
+    # the tour, the report, the report of one cell
+    without = {"00_start_here", "11_reproduce_tables", "run_cell"}
     assert {p.stem for p in builder.MASTERS} - {p.stem for p in WITH_EXERCISES} == without
     assert sum(len(found(p)) for p in WITH_EXERCISES) >= 18
 
@@ -153,7 +149,7 @@ def test_stub_keeps_imports_signature_and_docstring(tmp_path):
 
 
 def test_nbgrader_export(tmp_path):
-    """nbgrader's format, version 3: what `nbgrader generate_assignment` reads. Its layout: source/assignment/notebook."""
+    """nbgrader's format, version 3, in its layout, source/assignment/notebook."""
     written = builder.write_nbgrader(tmp_path)
     assert [p.relative_to(tmp_path) for p in written] == [
         Path("source") / p.stem / p.name for p in WITH_EXERCISES
@@ -207,7 +203,7 @@ def setup_of(path):
 
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
-    """All notebooks in one shell: a solution needs its notebook's first code cell and nothing else."""
+    """All in one shell: a solution needs its notebook's first code cell and nothing else."""
     run(shell, setup_of(path))
     stubs = [
         c for c in builder.derive(path, "exercises").cells if "stub" in c.metadata.get("tags", [])
@@ -223,7 +219,7 @@ def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
 
 
 def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
-    """The note is for cells' own code; other errors, and NameErrors inside a library, are left as they are."""
+    """The note is for cells' own code; others, and those inside a library, stay as they are."""
     run(shell, cell("from minicpt import check; check.start()"))
     for source, noted in (
         ("of_a_cell_above", True),
@@ -238,7 +234,7 @@ def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
 
 
 def test_importing_the_checkers_leaves_the_shell_alone(shell):
-    """Whoever imports the library keeps their own handlers; a notebook asks for ours with `check.start()`."""
+    """Whoever imports the library keeps their handlers; a notebook asks for ours by name."""
     shell.set_custom_exc((), None)
     run(shell, cell("import importlib, minicpt.check; importlib.reload(minicpt.check)"))
     assert shell.custom_exceptions == ()

@@ -1,4 +1,4 @@
-"""Roles and examples of tokens; templates on text: pieces against the whole string, contexts, truncation."""
+"""Roles and examples of tokens; templates on text: pieces, the whole string, contexts, cuts."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def tokenizer():
 @SETTINGS
 @given(st.lists(st.lists(st.integers(0, 4), max_size=9), max_size=6))
 def test_role_and_example_of_every_token_come_back_from_a_context(examples):
-    """Whatever the roles: example i gives its own roles again and i for all its tokens but the separators."""
+    """Whatever the roles, example i gives them again, and i for all its tokens but separators."""
     context = build_context([Encoded(roles, roles) for roles in examples])
     types = torch.tensor(context.types, dtype=torch.long)
     roles = [role for example in examples for role in example]

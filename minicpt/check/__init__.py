@@ -1,4 +1,4 @@
-"""Checkers of the notebooks' exercises: `check.<name>(function)` says in words what is wrong, or draws a picture.
+"""Checkers of the exercises: `check.<name>(function)` says what is wrong, or draws a picture.
 
 Each notebook has a file of its own (`nb01.py`, ...), which is found by its name. `dir(check)` lists
 the checkers, and `check.NotYet` is what they raise. Importing this package changes nothing;

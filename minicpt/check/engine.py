@@ -1,4 +1,4 @@
-"""What all checkers share: call the student's function, compare with the right answer, say in words what differs."""
+"""What all checkers share: call the student's function, compare, say in words what differs."""
 
 import copy
 import functools
@@ -79,7 +79,7 @@ def checker(exercise: str):
 
 
 def guarded(function: Callable) -> Callable:
-    """Wrap the student's function: errors, and arguments changed in place, become `NotYet` in words.
+    """Wrap the student's function: errors and arguments changed in place become `NotYet` in words.
 
     A tensor that requires a gradient may be changed: it is there to be trained.
     """
@@ -133,7 +133,7 @@ def same(
     what: str = "the result",
     atol: float = 1e-4,
 ) -> None:
-    """Raise `NotYet` unless `got` equals `want`; if it equals a typical wrong answer, the message names that mistake.
+    """Raise `NotYet` unless `got` equals `want`; a known mistake is named.
 
     `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the
     right answer, it is no mistake. Tensors and numbers are compared within `atol` (a number may be
@@ -150,7 +150,7 @@ def same(
 
 
 def expect_whole(got, want, what: str) -> None:
-    """Raise `NotYet` if a tensor of booleans or whole numbers was asked for and came as floating-point numbers."""
+    """Raise `NotYet` if booleans or whole numbers were asked for, and came as floating point."""
     if not isinstance(got, Tensor) or not isinstance(want, Tensor):
         return
     if want.is_floating_point() or not got.is_floating_point():
@@ -168,7 +168,7 @@ def expect_whole(got, want, what: str) -> None:
 
 
 def plain(value) -> bool:
-    """Is it data that a function has no business to change: a tensor that is not trained, a list, a dictionary?"""
+    """Is it data that a function must not change: an untrained tensor, a list, a dictionary?"""
     return (isinstance(value, Tensor) and not value.requires_grad) or isinstance(
         value, (list, dict)
     )
@@ -213,7 +213,8 @@ def difference(got, want, atol: float) -> str:
         at = next(
             (i for i, (x, y) in enumerate(zip(got, want)) if x != y), min(len(got), len(want))
         )
-        return f"differs from character {at} on: {got[at : at + 20]!r}, expected {want[at : at + 20]!r}."
+        found, expected = got[at : at + 20], want[at : at + 20]
+        return f"differs from character {at} on: {found!r}, expected {expected!r}."
     if isinstance(want, (int, float)) and isinstance(got, (int, float)):
         return f"is {got:.6g}, expected {want:.6g}."
     return f"is {describe(got)}, expected {describe(want)}."

@@ -11,9 +11,8 @@ def class_scores(student, generator):
     import matplotlib.pyplot as plt
 
     for N, C, words_per_class in ((4, 3, 2), (5, 2, 3)):
-        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)[
-            :, : C * words_per_class
-        ]  # (N, W)
+        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)
+        log_p = log_p[:, : C * words_per_class]  # (N, W)
         class_of = torch.arange(C).repeat(words_per_class)[
             torch.randperm(C * words_per_class, generator=generator)
         ]

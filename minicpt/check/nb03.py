@@ -1,4 +1,4 @@
-"""Checkers of notebook 03: a prompt before a batch, a start from words, nearest neighbours by cosine."""
+"""Checkers of notebook 03: a prompt before a batch, a start from words, the nearest words."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,13 @@ BLUE, ORANGE, YELLOW, GREY = "#56B4E9", "#D55E00", "#F6D58F", "#E4E4E4"
 
 @checker("03.1")
 def put_before(student, generator):
-    """The prompt stands before every row; the mask lets rows see it, the loss asks nothing of it."""
+    """The prompt stands before every row; rows may see it, and the loss asks nothing of it."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
     for B, P, T, D in ((3, 2, 5, 4), (4, 5, 7, 3), (2, 3, 3, 6)):
-        prompt, embeds = (
-            torch.randn(P, D, generator=generator),
-            torch.randn(B, T, D, generator=generator),
-        )
+        prompt = torch.randn(P, D, generator=generator)
+        embeds = torch.randn(B, T, D, generator=generator)
         lengths = torch.tensor([T - i % 2 for i in range(B)])
         mask = (torch.arange(T) < lengths[:, None]).long()  # padding on the right
         labels = torch.full((B, T), IGNORE)
@@ -198,18 +196,18 @@ def nearest(student, generator):
         # By cosine the short word wins, then the long one; by dot product the long one; by distance
         # the one of the soft token's own length. No order is another one read backwards: each
         # mistake has an answer of its own.
-        angles, lengths = torch.tensor([0.15, 0.5, 0.8]), torch.tensor([0.4, 5.0, 2.0])
+        angles = torch.tensor([0.15, 0.5, 0.8])
+        lengths = torch.tensor([0.4, 5.0, 2.0])
         planted = [n * (a.cos() * u + a.sin() * v) for a, n in zip(angles, lengths)]
         others = torch.randn(V - 3 * P, D, generator=generator)
         others -= others @ u.T @ u  # no cosine to any soft token
         order = torch.randperm(V, generator=generator)
-        embedding, prompt = torch.cat((*planted, others))[order], 2 * u
+        embedding = torch.cat((*planted, others))[order]
+        prompt = 2 * u
         unit = embedding / embedding.norm(dim=1, keepdim=True)
-        cosine, dot, distance = (
-            (prompt / 2) @ unit.T,
-            prompt @ embedding.T,
-            torch.cdist(prompt, embedding),
-        )
+        cosine = (prompt / 2) @ unit.T  # (P, V)
+        dot = prompt @ embedding.T
+        distance = torch.cdist(prompt, embedding)
         ids = cosine.topk(k).indices
         wrong = {
             "this is the dot product: long words win, whatever "

@@ -1,4 +1,4 @@
-"""Checkers of notebook 04: roles of one example, types of a context, who moves, what a label weighs."""
+"""Checkers of notebook 04: roles of an example, types of a context, who moves, label weights."""
 
 import torch
 
@@ -15,7 +15,7 @@ def lengths(generator: torch.Generator, n: int, low: int = 1, high: int = 4) -> 
 
 
 def roles_of(generator: torch.Generator, label_tokens: int = 1) -> torch.Tensor:
-    """Draw the roles of one complete example: (T,), with a separator in the middle and one at the end."""
+    """Draw the roles of one complete example, (T,): separators in the middle and at the end."""
     before, text, after = lengths(generator, 3)
     return torch.tensor([1] * before + [2] * text + [0] + [3] * after + [4] * label_tokens + [0])
 
@@ -40,10 +40,8 @@ def roles_of_example(student, generator):
         words = [WORDS[i] for i in torch.randperm(len(WORDS), generator=generator)[:2]]
         pieces = templates.Template("odd text: {}!", "kind: {}", "\n", "\n").pieces(*words)
         parts = [(ids_of(string), role) for string, role in pieces]
-        ids, roles = (
-            [i for part, _ in parts for i in part],
-            [role for part, role in parts for _ in part],
-        )
+        ids = [i for part, _ in parts for i in part]
+        roles = [role for part, role in parts for _ in part]
         one_each = [role for _, role in pieces]
         got = student(pieces, ids_of)
         expect(
@@ -235,14 +233,12 @@ def updated_tokens(student, generator):
 
 @checker("04.4")
 def decay_weights(student, generator):
-    """The last label weighs 1, each earlier one gamma times the next; several tokens of a label weigh the same."""
+    """The last label weighs 1, each earlier one gamma times the next; its tokens weigh alike."""
     import matplotlib.pyplot as plt
 
     for shots, tokens in ((5, 1), (4, 2), (2, 3)):
-        types, gamma = (
-            types_of(generator, shots, tokens),
-            float(0.3 + 0.6 * torch.rand(1, generator=generator)),
-        )
+        types = types_of(generator, shots, tokens)
+        gamma = float(0.3 + 0.6 * torch.rand(1, generator=generator))
         label = masks.is_label(types)
         forth = masks.example_of(types)
         back = forth.max() - forth  # labels after this one

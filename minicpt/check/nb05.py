@@ -12,9 +12,10 @@ FREE = "#0072B2"
 
 
 def loss_case(generator: torch.Generator, shots: int) -> tuple:
-    """Draw a row: arguments of the student's function, its terms, the loss, and typical wrong losses by their words."""
+    """Draw a row: the student's arguments, the terms, their loss, wrong losses by their words."""
     types, V = types_of(generator, shots + 1), 11
-    S, gamma = len(types), float(0.4 + 0.5 * torch.rand(1, generator=generator))
+    S = len(types)
+    gamma = float(0.4 + 0.5 * torch.rand(1, generator=generator))
     ids = torch.randint(0, V, (S,), generator=generator)
     logits = 2 * torch.randn(S, V, generator=generator)
     at = masks.is_label(types).nonzero()[:, 0]
@@ -71,7 +72,7 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
 
 @checker("05.1")
 def row_loss(student, generator):
-    """Sum over the row's labels of gamma^(labels after it) times the cross-entropy, read one place before."""
+    """Sum of gamma^(labels after it) times each label's cross-entropy, read one place before."""
     import matplotlib.pyplot as plt
 
     given, terms, want, wrong = zip(*(loss_case(generator, shots) for shots in (4, 2, 3)))
@@ -238,9 +239,8 @@ def training_step(student, generator):
         P, D, lr = len(types), 4, float(0.2 + 0.3 * torch.rand(1, generator=generator))
         free = masks.is_updated(types)[:, None]
         epsilon = 0.6 + 0.4 * torch.rand(P, generator=generator)
-        size = torch.linspace(0.2, 7, P)[
-            torch.randperm(P, generator=generator)
-        ]  # some steps stay inside their ball
+        order = torch.randperm(P, generator=generator)
+        size = torch.linspace(0.2, 7, P)[order]  # some steps stay inside their ball
         gradient = size[:, None] * torch.randn(P, D, generator=generator)
         delta = project(torch.randn(P, D, generator=generator), 0.9 * epsilon) * free
 

@@ -72,7 +72,7 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
 
 @checker("06.1")
 def pgd_step(student, generator):
-    """Step of one length along each row's gradient, up or down, then back into the ball around the centre."""
+    """Step of one length along each row's gradient, up or down, then back into the ball."""
     import matplotlib.pyplot as plt
 
     always = {

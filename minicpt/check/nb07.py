@@ -1,4 +1,4 @@
-"""Checkers of notebook 07: pooling that reads neither padding nor the answer; the learned rational activation."""
+"""Checkers of notebook 07: pooling without padding and answer; the learned rational activation."""
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,12 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
 
 def pool_case(generator: torch.Generator, T: int) -> tuple:
-    """Draw z (B, T, m), queries (m, S), mask and answer (B, T); one row, with padding, is a query without an answer."""
+    """Draw z (B, T, m), queries (m, S), mask and answer (B, T); one row has no answer."""
     B, m, S = 3, 5, 2
     order = torch.randperm(B, generator=generator)
     end = T - torch.tensor([0, 1, 3])[order]  # rows differ in their padding
-    begin = (
-        end - 2 - torch.randint(1, 3, (B,), generator=generator)
-    )  # an answer of 1 or 2 tokens, more text behind it
+    # an answer of 1 or 2 tokens, more text behind it
+    begin = end - 2 - torch.randint(1, 3, (B,), generator=generator)
     place = torch.arange(T)
     mask = place < end[:, None]
     answer = mask & (place >= begin[:, None]) & (place < end[:, None] - 2) & (order < 2)[:, None]
@@ -26,7 +25,7 @@ def pool_case(generator: torch.Generator, T: int) -> tuple:
 
 @checker("07.1")
 def pool_instruction(student, generator):
-    """Softmax over the tokens before the answer, padding left out; each query takes its own weighted mean."""
+    """Softmax over the tokens before the answer, no padding; a weighted mean for each query."""
     import matplotlib.pyplot as plt
 
     for T in (9, 12):
@@ -75,9 +74,8 @@ def pool_instruction(student, generator):
             "softmax must run over the tokens, dim=1, not over the queries.",
         )
         same(got, want, wrong, "the result")
-    eye = torch.eye(T).expand(
-        len(z), T, T
-    )  # tokens that are unit vectors give the weights themselves
+    # tokens that are unit vectors give the weights themselves
+    eye = torch.eye(T).expand(len(z), T, T)
     A = student(eye, 1.5 * torch.randn(T, 2, generator=generator), mask, answer)  # (B, S, T)
     figure, panels = plt.subplots(len(z), 1, figsize=(6, 3), sharex=True, layout="constrained")
     for row, panel in enumerate(panels):
@@ -112,9 +110,8 @@ def rational(student, generator):
         x = torch.linspace(-2, 2, 8).view(2, 4) + 0.2 * torch.rand(2, 4, generator=generator)
         a = torch.randn(n, generator=generator)
         b = 0.3 + torch.rand(d, generator=generator)
-        b = b * (
-            1 - 2 * (torch.arange(d) % 2)
-        )  # signs that alternate: the terms' absolute values are another sum
+        # signs that alternate: the terms' absolute values are another sum
+        b = b * (1 - 2 * (torch.arange(d) % 2))
 
         def powers(c, first, x=x):
             return sum(c[i] * x ** (first + i) for i in range(len(c)))

@@ -7,7 +7,7 @@ from .engine import NotYet, checker, expect, same
 
 
 def refusal(student, *arguments):
-    """Call the student's function: what it returns, or the type's name of the error that it raised, as a str."""
+    """Call the student's function: what it returns, or the name of the error that it raised."""
     try:
         return student(*arguments)
     except NotYet as wrong:
@@ -18,7 +18,7 @@ def refusal(student, *arguments):
 
 @checker("08.1")
 def recover_delta(student, generator):
-    """The saved sum minus the embeddings of the context's ids; ValueError if a row is outside its ball, rounding aside."""
+    """The saved sum minus the words' embeddings; ValueError if a row is well outside its ball."""
     import matplotlib.pyplot as plt
 
     V, P, D = 20, 9, 6
@@ -31,10 +31,10 @@ def recover_delta(student, generator):
     centre = words[ids]
     frozen = torch.arange(P) % 3 == 2  # labels and separators
     radius = torch.where(frozen, 1e-10, 0.5 + torch.rand(P, generator=generator))
-    share, free = torch.zeros(P), (~frozen).nonzero()[:, 0]
-    share[free[torch.randperm(len(free), generator=generator)]] = torch.linspace(
-        0.2, 1, len(free)
-    )  # 1: on the surface
+    share = torch.zeros(P)
+    free = (~frozen).nonzero()[:, 0]
+    order = torch.randperm(len(free), generator=generator)
+    share[free[order]] = torch.linspace(0.2, 1, len(free))  # 1: on the surface
     delta = torch.randn(P, D, generator=generator)
     delta = delta / delta.norm(dim=1, keepdim=True) * (share * radius)[:, None]
     cases = {

@@ -7,7 +7,7 @@ from .engine import NotYet, checker, expect, same
 
 @checker("09.1")
 def cache_size(student, generator):
-    """Keys and values (2) x layers x rows x tokens x key-value heads x width of a head x bytes of a number."""
+    """2 (keys, values) x layers x rows x tokens x key-value heads x width of a head x itemsize."""
     import matplotlib.pyplot as plt
 
     def draw(low, high):

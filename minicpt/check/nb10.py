@@ -214,7 +214,7 @@ def paired_interval(student, generator):
 
 @checker("10.3")
 def holm(student, generator):
-    """Step down: the smallest p times m, the next times m - 1, ...; a running maximum, at most 1, in the order of p."""
+    """The smallest p times m, the next times m - 1, ...; a running maximum, at most 1, put back."""
     import matplotlib.pyplot as plt
 
     for m in (8, 5, 12):

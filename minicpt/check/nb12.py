@@ -33,7 +33,7 @@ def failing(student, path: Path, text: str) -> bool:
 
 
 def looked_at(student, path: Path, rounds: int = 60) -> dict[str, int]:
-    """Write two texts in turn while another thread reads: how often it saw the one, the other, or something else."""
+    """Write two texts in turn while a thread reads: how often it saw each, or neither."""
     texts = {"old": "old " * 20000, "new": "new " * 20000}
     seen, over = {"old": 0, "new": 0, "half a file": 0}, threading.Event()
     path.write_text(texts["old"], encoding="utf-8")
@@ -56,7 +56,7 @@ def looked_at(student, path: Path, rounds: int = 60) -> dict[str, int]:
 
 @checker("12.1")
 def write_whole(student, generator):
-    """A temporary file of a name of its own in the same folder, then a rename; nothing is left behind by a failure."""
+    """A temporary file of its own name in the same folder, then a rename; no rest after failure."""
     import matplotlib.pyplot as plt
 
     student = without_result(student)
@@ -130,9 +130,8 @@ def write_whole(student, generator):
                 )
                 expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         path.write_text("the old result", encoding="utf-8")
-        through = failing(
-            student, path, "half a text, then \ud800"
-        )  # no encoding has this character: writing fails
+        # no encoding has this character: writing fails
+        through = failing(student, path, "half a text, then \ud800")
         expect(
             path.read_text(encoding="utf-8") == "the old result",
             "writing failed, and the old result is gone: the "

@@ -31,7 +31,7 @@ def role_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
 
 
 def example_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
-    """Number each token's example from 0, -1 at separators: `types` (any shape) -> the same shape."""
+    """Number each token's example from 0, separators -1: `types` (any shape) -> the same shape."""
     return (types - 1) // 4  # rounds down: a separator's (0 - 1) // 4 is -1
 
 
@@ -63,9 +63,10 @@ def is_updated(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
 
 
 def shift_types(prefix_types: Int[Tensor, "P"], types: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Number a query's types after those of the prefix, in a new tensor (PEFT changes its caller's).
+    """Number a query's types after those of the prefix, in a new tensor.
 
-    Raises `MiniCPTError` if the prefix's largest type is no multiple of 4: the query's roles would
+    PEFT changes its caller's instead. Raises `MiniCPTError` if the prefix's largest type is no
+    multiple of 4: the query's roles would
     shift by one, and PEFT would take output-template tokens for labels (its loss is NaN or wrong).
     """
     largest = int(prefix_types.max()) if prefix_types.numel() else 0

@@ -18,10 +18,10 @@ FROZEN_RADIUS = 1e-10
 
 
 def epsilon_scale(unit: str, token_dim: int, mean_norm: float | None = None) -> float:
-    """Length of one epsilon: sqrt(D/2048) in the unit "peft", the model's `mean_norm` in "mean_norm".
+    """Length of one epsilon: sqrt(D/2048) in the unit "peft", `mean_norm` in "mean_norm".
 
-    `mean_norm` is the mean norm of its token embeddings, and that unit means the same in every
-    model. The other is PEFT's (`CPTEmbedding.get_epsilon`).
+    `mean_norm` is the mean norm of the model's token embeddings, a unit that means the same in
+    every model. The other one is PEFT's (`CPTEmbedding.get_epsilon`).
     """
     if unit == "peft":
         return math.sqrt(token_dim / 2048)
@@ -35,7 +35,7 @@ def epsilon_scale(unit: str, token_dim: int, mean_norm: float | None = None) -> 
 def token_epsilon(
     types: Int[Tensor, "P"], epsilon_input: float, epsilon_format: float, scale: float = 1.0
 ) -> Float[Tensor, "P"]:
-    """Radius of each token's ball, (P,): `epsilon_input` for inputs, `epsilon_format` for templates.
+    """Radius of each token's ball (P,): `epsilon_input` for inputs, `epsilon_format` for templates.
 
     All other tokens get a radius of nearly zero.
     """

@@ -1,6 +1,7 @@
-"""Training step, scoring and memory beside PEFT: equality first, then interleaved medians in one process.
+"""Training step, scoring and memory beside PEFT: equality first, then interleaved medians.
 
-    make bench [DEVICE=cuda]      (python tests/bench/bench.py --device cpu --threads 2 --out results/bench)
+    make bench [DEVICE=cuda]
+    python tests/bench/bench.py --device cpu --threads 2 --out results/bench     the same
 
 CPU: 8 layers of width 512 with the vocabularies of Llama (32k), GPT-J (50k) and BLOOM (250k); CUDA:
 the paper's models at full size, in bfloat16. Weights are random: speed does not depend on them. K=6
@@ -26,9 +27,8 @@ from pathlib import Path
 
 import torch
 
-EXAMPLE = (
-    [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
-)  # one example's roles: 40 tokens, one of them the label
+# one example's roles: 40 tokens, one of them the label
+EXAMPLE = [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
 QUERY = [1] * 5 + [2] * 25 + [0] * 2 + [3] * 7 + [4]
 T = len(QUERY)
 WIDTH, LAYERS = 512, 8
@@ -191,7 +191,7 @@ def synchronize(device: str) -> None:
 
 
 def interleaved(functions: dict, device: str, seconds: float, at_least: int = 3) -> dict:
-    """Run the functions, which have run before, in turn until the time is up: name -> median and spread in ms.
+    """Run the functions in turn until the time is up: name -> median and spread in ms.
 
     A fast one runs more often in each round, so that all get a like share of the time.
     """
@@ -233,10 +233,8 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
             with torch.no_grad():
                 return model(**batch, **kwargs).logits[:, -1]
 
-        expected, got = (
-            call(models["PEFT"]).float(),
-            call(models["minicpt"], logits_to_keep=1).float(),
-        )
+        expected = call(models["PEFT"]).float()
+        got = call(models["minicpt"], logits_to_keep=1).float()
         torch.testing.assert_close(
             got, expected, rtol=1e-3, atol=1e-3 if base.dtype == torch.float32 else 0.3
         )
@@ -271,9 +269,11 @@ def peak_mb(function, device: str) -> float:
     """Largest memory that a call needs beyond what is there before it."""
     gc.collect()
     if device == "cuda":
-        torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        function(), torch.cuda.synchronize()
+        function()
+        torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -294,7 +294,7 @@ def memory(name: str, device: str, shots: tuple, rows: tuple) -> list[dict]:
 
 
 def memory_apart(*args) -> list[dict]:
-    """`memory` in a process of its own; on the CPU with an allocator that gives freed memory back at once."""
+    """`memory` in a process of its own; on the CPU freed memory goes back at once."""
     if args[1] != "cpu":
         return memory(*args)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -351,7 +351,7 @@ def measure(device: str, seconds: float) -> dict:
 
 
 def ratios(result: dict) -> list[dict]:
-    """The table's rows: what was measured, PEFT's figure, ours, the ratio, and where it applies the limit's."""
+    """The table's rows: what was measured, PEFT's figure, ours, ratios to it and the limit."""
     rows = []
 
     def row(model, what, values, unit, peft="PEFT"):
@@ -410,7 +410,7 @@ def table(result: dict) -> str:
 
 
 def extrapolated(points: list[tuple[float, float]], where) -> list[float]:
-    """a + b K + c K² through the measured points: linear layers and attention, an estimate beyond them."""
+    """a + b K + c K² through the measured points (linear layers, attention): an estimate."""
     import numpy as np
 
     return np.polyval(np.polyfit(*zip(*points), 2), where).tolist()

@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 05, and words that the checker's message must hold."""
+"""Typical wrong answers to notebook 05, and words that the checker's message must hold."""
 
 import torch
 from torch.nn.functional import cross_entropy

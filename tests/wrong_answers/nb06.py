@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 06, and words that the checker's message must hold."""
+"""Wrong answers to notebook 06 and words that the message must hold; right ones in other forms."""
 
 import torch
 from torch.nn.functional import normalize
