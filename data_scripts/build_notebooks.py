@@ -1,19 +1,21 @@
-"""Execute the master notebooks in place and normalise them; derive exercises and solutions from them.
+"""Execute the master notebooks in place; derive exercises and solutions from them.
 
-    python data_scripts/build_notebooks.py                        execute all of notebooks/*.ipynb, then derive
-    python data_scripts/build_notebooks.py notebooks/00*.ipynb    execute some of them, then derive
-    python data_scripts/build_notebooks.py --exercises            derive notebooks/exercises/ and solutions/, execute nothing
-    python data_scripts/build_notebooks.py --nbgrader DIR         write the exercises for nbgrader: DIR/source/NN_name/
+    python data_scripts/build_notebooks.py                       execute all masters, then derive
+    python data_scripts/build_notebooks.py notebooks/00*.ipynb   execute some of them, then derive
+    python data_scripts/build_notebooks.py --exercises           derive, execute nothing
+    python data_scripts/build_notebooks.py --nbgrader DIR        exercises in nbgrader's layout
 
-An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged `solution` (imports and one
-function with a docstring), a code cell tagged `check`. In exercises/ the function's body becomes a `NotImplementedError`.
+An exercise is three cells of a master: a markdown cell tagged `exercise`, a code cell tagged
+`solution` (imports and one function with a docstring), a code cell tagged `check`. In exercises/
+the function's body becomes a `NotImplementedError`.
 
-The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If pyproject.toml names the repository's GitHub
-address ([project.urls] Repository), exercises and solutions begin with a badge that opens them in Colab.
+The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If
+pyproject.toml names the repository's GitHub address ([project.urls] Repository), exercises and
+solutions begin with a badge that opens them in Colab.
 
-Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff shows what changed and
-nothing else. What goes: papermill's and widgets' metadata, timings, the kernel's version, absolute paths. A notebook whose
-cell fails, or writes to stderr, is not written.
+Of an executed master there stay cells with their ids and tags, outputs, execution counts; so a diff
+shows what changed and nothing else. What goes: papermill's and widgets' metadata, timings, the
+kernel's version, absolute paths. A notebook whose cell fails, or writes to stderr, is not written.
 """
 
 import argparse
@@ -39,15 +41,18 @@ TASK = re.compile(r"### Exercise (\d\d\.\d): (.+)\n+Difficulty ([1-5]) of 5 · (
 TABLE = re.compile(r"(<!-- contents: .*? -->\n).*?(<!-- /contents -->)", re.S)
 ROLES = ("exercise", "solution", "check")
 NOTE = {
-    "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise NotImplementedError`, write your "
-    "code, run it, and then the cell below it: it says in words what is wrong, or draws a picture. An exercise left out "
-    "stops nothing. When you are done, or stuck: [solutions]({other}). (Generated: change the master, not this file.)",
-    "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) first. (Generated: change the "
-    "master, not this file.)",
+    "exercises": "**The exercises of [this notebook]({master}).** Where a cell says `raise "
+    "NotImplementedError`, write your code, run it, and then the cell below it: it "
+    "says in words what is wrong, or draws a picture. An exercise left out stops "
+    "nothing. When you are done, or stuck: [solutions]({other}). (Generated: "
+    "change the master, not this file.)",
+    "solutions": "**The solutions of [this notebook]({master}).** Try the [exercises]({other}) "
+    "first. (Generated: change the master, not this file.)",
 }
 COLAB = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/"
-    "{repository}/blob/main/notebooks/{kind}/{name}) First cell there: `%pip install git+https://github.com/{repository}`"
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{kind}/{name}) "
+    "First cell there: `%pip install git+https://github.com/{repository}`"
 )
 PATHS = [
     (str(ROOT), "."),
@@ -106,7 +111,7 @@ def joined(outputs: list) -> list:
 
 
 def build(path: Path) -> str:
-    """Execute one notebook, normalise and write it; return a line about it, or raise and leave the file alone."""
+    """Execute, normalise and write one notebook: a line about it, or an error and no change."""
     os.environ |= {
         "TQDM_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",
@@ -134,19 +139,21 @@ def build(path: Path) -> str:
 
 
 def exercises(master: nbformat.NotebookNode) -> list[tuple]:
-    """The exercises of a master as (task, solution, check) cells; ValueError if one of them is not three such cells."""
+    """A master's exercises as (task, solution, check) cells; ValueError if one is not these."""
     tags = [cell.metadata.get("tags", []) for cell in master.cells]
     roles = [next((role for role in ROLES if role in have), None) for have in tags]
     found = [i for i, role in enumerate(roles) if role == "exercise"]
     expected = [(i + k, role) for i in found for k, role in enumerate(ROLES)]
     if expected != [(i, role) for i, role in enumerate(roles) if role]:
         raise ValueError(
-            f"an exercise is three cells in a row, tagged {', '.join(ROLES)}; found {list(filter(None, roles))}"
+            "an exercise is three cells in a row, tagged "
+            f"{', '.join(ROLES)}; found {list(filter(None, roles))}"
         )
     for i in found:
         if not TASK.match(master.cells[i].source):
             raise ValueError(
-                f"cell {master.cells[i].id}: begin with '### Exercise NN.k: title', 'Difficulty n of 5 · m minutes'"
+                f"cell {master.cells[i].id}: begin with '### Exercise NN.k: "
+                "title', 'Difficulty n of 5 · m minutes'"
             )
     return [tuple(master.cells[i : i + 3]) for i in found]
 
@@ -167,30 +174,26 @@ def parts(solution: nbformat.NotebookNode) -> tuple[str, str]:
 
 
 def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
-    """Make the "exercises", "solutions" or "nbgrader" notebook of a master, without outputs; None if it has no exercise."""
+    """Make a master's "exercises", "solutions" or "nbgrader" notebook; None without exercises."""
     notebook = nbformat.read(path, as_version=4)
-    if not (found := exercises(notebook)):
+    found = exercises(notebook)
+    if not found:
         return None
     for cell in notebook.cells:
-        # links lead from a folder further down
-        cell.source = (
-            re.sub(r"\]\((?!https?:|#)", "](../", cell.source)
-            if cell.cell_type == "markdown"
-            else cell.source
-        )
+        if cell.cell_type == "markdown":  # links lead from a folder further down
+            cell.source = re.sub(r"\]\((?!https?:|#)", "](../", cell.source)
         tags = [tag for tag in cell.metadata.get("tags", []) if tag in ("parameters", *ROLES)]
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = None, []
     for task, solution, check in found:
-        (given, body), title = parts(solution), task.source.split("\n")[0].removeprefix("### ")
+        given, body = parts(solution)
+        title = task.source.split("\n")[0].removeprefix("### ")
         if kind == "exercises":
             solution.source = f'{given}\n    raise NotImplementedError("{title}")'
             solution.metadata.tags = ["stub"]
-            check.metadata.tags = [
-                "check",
-                "raises-exception",
-            ]  # "run all" goes on after an exercise left out
+            # "run all" goes on after an exercise left out
+            check.metadata.tags = ["check", "raises-exception"]
         elif kind == "nbgrader":
             solution.source = f"{given}\n    ### BEGIN SOLUTION\n{body}\n    ### END SOLUTION"
             points = int(TASK.match(task.source)[3])
@@ -207,14 +210,15 @@ def derive(path: Path, kind: str) -> nbformat.NotebookNode | None:
     if kind != "nbgrader":
         other = {"exercises": "solutions", "solutions": "exercises"}[kind]
         note = NOTE[kind].format(master=f"../{path.name}", other=f"../{other}/{path.name}")
-        if repository := github():
+        repository = github()
+        if repository:
             note = COLAB.format(repository=repository, kind=kind, name=path.name) + "\n\n" + note
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id=f"{kind}-note"))
     return notebook
 
 
 def github(pyproject: Path = ROOT / "pyproject.toml") -> str | None:
-    """Read the repository, "owner/name", from pyproject.toml, the one place where it is set; None if it is not."""
+    """Read the repository, "owner/name", from pyproject.toml; None if it is not set there."""
     urls = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("urls", {})
     found = re.fullmatch(
         r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", urls.get("Repository", "")
@@ -223,7 +227,7 @@ def github(pyproject: Path = ROOT / "pyproject.toml") -> str | None:
 
 
 def contents() -> str:
-    """All masters as a Markdown table: title, minutes to read (150 words or 12 lines of code a minute), exercises."""
+    """All masters as a table: title, minutes to read (150 words or 12 lines each), exercises."""
     rows = ["| notebook | read, min | exercises (difficulty of 5, minutes) |", "|---|---|---|"]
     for path in MASTERS:
         book = nbformat.read(path, as_version=4)
@@ -243,12 +247,13 @@ def contents() -> str:
 
 
 def write_derived(folder: Path) -> list[Path]:
-    """Write exercises/ and solutions/ of all masters into `folder`, remove what has no master any more."""
+    """Write exercises/ and solutions/ into `folder`; remove what has no master any more."""
     written = []
     for kind in NOTE:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for path in MASTERS:
-            if notebook := derive(path, kind):
+            notebook = derive(path, kind)
+            if notebook:
                 written.append(folder / kind / path.name)
                 nbformat.write(notebook, written[-1])
         for left in set((folder / kind).glob("*.ipynb")) - set(written):
@@ -260,7 +265,8 @@ def write_nbgrader(folder: Path) -> list[Path]:
     """Write the exercises in nbgrader's course layout, with the solutions between its markers."""
     written = []
     for path in MASTERS:
-        if notebook := derive(path, "nbgrader"):
+        notebook = derive(path, "nbgrader")
+        if notebook:
             written.append(folder / "source" / path.stem / path.name)
             written[-1].parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, written[-1])

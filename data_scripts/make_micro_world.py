@@ -1,14 +1,18 @@
-"""Generate the micro world: tokenizer, language-model sentences, training episodes and the five micro tasks.
+"""Generate the micro world: tokenizer, sentences, training episodes and the five micro tasks.
 
-    python data_scripts/make_micro_world.py            # writes minicpt/assets/micro and minicpt/assets/tasks
+    python data_scripts/make_micro_world.py      # writes minicpt/assets/{micro,tasks}
 
-The world is a few dozen concept sets (words that belong together and a name for them), news topics, kinds of
-entities, question types and polar adjectives.  The base model is pretrained on two kinds of rows:
-  * language-model rows: sentences that make words of one class occur together and (mostly) name the class;
-  * episodes: `input: <text>\\noutput: <label>\\n` repeated to the row's end, which teach reading the context.
-The evaluation tasks are held out: no episode ever opposes two classes of one evaluation task, their canonical
-labels are never episode labels, and an evaluation class enters an episode only alone and with arbitrary labels
-(without that, a model of this size does not learn to match those words in a context at all).
+The world is a few dozen concept sets (words that belong together and a name for them), news topics,
+kinds of entities, question types and polar adjectives. The base model is pretrained on two kinds of
+rows:
+  * language-model rows: sentences that make words of one class occur together and (mostly) name the
+    class;
+  * episodes: `input: <text>\\noutput: <label>\\n` repeated to the row's end, which teach reading the
+    context.
+The evaluation tasks are held out: no episode ever opposes two classes of one evaluation task, their
+canonical labels are never episode labels, and an evaluation class enters an episode only alone and
+with arbitrary labels (without that, a model of this size does not learn to match those words in a
+context at all).
 """
 
 import argparse
@@ -21,12 +25,10 @@ from pathlib import Path
 import micro_words as M
 
 ASSETS = Path(__file__).resolve().parent.parent / "minicpt" / "assets"
-INPUTS, OUTPUTS, INTRAS, INTERS = (
-    ["input", "text", "sentence"],
-    ["output", "label", "target"],
-    ["\n", " "],
-    ["\n"],
-)
+INPUTS = ["input", "text", "sentence"]
+OUTPUTS = ["output", "label", "target"]
+INTRAS = ["\n", " "]
+INTERS = ["\n"]
 PUNCTUATION = [".", ",", "?", ":"]  # glued to the word before them, as in ordinary English
 SPECIALS = ["<pad>", "<eos>"]
 
@@ -76,9 +78,8 @@ SLOTS = {
     slot: words if isinstance(words, list) else words.split() for slot, words in M.SLOTS.items()
 }
 SLOTS["{n}"] = NOUNS = [w for c in FREE_SETS for w in c.words]
-SLOTS["{g}"] = M.ARBITRARY + [
-    c.name for c in EVALUATION
-]  # label words occur in meaningless text as well
+# label words occur in meaningless text as well
+SLOTS["{g}"] = M.ARBITRARY + [c.name for c in EVALUATION]
 
 
 # ---------------------------------------------------------------- texts (lists of words)
@@ -104,7 +105,7 @@ def clause(rng, polar):
 
 
 def review(rng, polar, hard):
-    """A hard review has two clauses of its polarity, one of the opposite and perhaps a neutral one."""
+    """A hard review has two clauses of its polarity, one of the other, perhaps a neutral one."""
     if hard:
         clauses = [clause(rng, polar), clause(rng, polar), clause(rng, polar.other)]
     else:
@@ -143,7 +144,7 @@ def show(words):
 
 # ---------------------------------------------------------------- language-model sentences
 def sentence(rng):
-    """One sentence (or two); classes are chosen with equal rates, unnamed classes lose the naming part."""
+    """One sentence or two; classes have equal rates, unnamed ones lose the naming part."""
     style = rng.choices(
         ["set", "news", "entity", "review", "question", "generic"], [30, 18, 18, 14, 14, 10]
     )[0]
@@ -168,9 +169,8 @@ def sentence(rng):
     text = text[:-1] if text[-1] == "?" else text
     if cls.named and rng.random() < 0.8:
         return text + fill(rng, M.NAMING[style], (), cls.name)
-    end = (
-        "?" if style == "question" else "."
-    )  # an unnamed pair: the words cluster, the name stays unknown
+    # an unnamed pair: the words cluster, the name stays unknown
+    end = "?" if style == "question" else "."
     more = text_of(rng, cls, style)
     return text + [end] + (more if more[-1] == "?" else more + [end])
 
@@ -202,7 +202,7 @@ def world_words():
 
 
 def build_tokenizer():
-    """Byte-level BPE without merges: a world word is one token, anything else falls back to bytes."""
+    """Byte-level BPE without merges: a world word is one token, all else falls back to bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -223,7 +223,7 @@ def build_tokenizer():
 
 
 class Ids:
-    """Word -> token id, identical to what the tokenizer gives (main() checks it) but much faster."""
+    """Word -> token id, as the tokenizer gives it (main() checks that) but much faster."""
 
     def __init__(self, tokenizer):
         vocab = tokenizer.get_vocab()
@@ -238,7 +238,7 @@ class Ids:
 
 
 def template(rng):
-    """(input, output, intra, inter): the library's default 40 % of the time, else any combination."""
+    """(input, output, intra, inter): the default 40 % of the time, else any combination."""
     if rng.random() < 0.4:
         return "input", "output", "\n", "\n"
     return rng.choice(INPUTS), rng.choice(OUTPUTS), rng.choice(INTRAS), rng.choice(INTERS)
@@ -251,13 +251,9 @@ def example_ids(ids, tpl, text_ids):
     return [ids.start[inp], ids.word[":"], *text_ids, *middle, ids.word[":"]]
 
 
-# ---------------------------------------------------------------- rows: (ids, kinds), kinds as follows
-OTHER, FIRST, LABEL, EXACT = (
-    0,
-    1,
-    2,
-    3,
-)  # other token / a label's first use / a later use / an exact repetition
+# ---------------------------------------------------------- rows: (ids, kinds), kinds as below
+# other token / a label's first use / a later use / an exact repetition
+OTHER, FIRST, LABEL, EXACT = range(4)
 
 
 def lm_row(rng, ids, length):
@@ -326,7 +322,7 @@ def with_held_out(rng, classes, styles=None):
 
 
 def random_forms(rng):
-    """A class of made-up sentence skeletons: function words with noun slots, often sharing an anchor."""
+    """A class of made-up sentence skeletons: function words, noun slots, often a shared anchor."""
     anchor, shared = rng.sample(SLOTS["{f}"], 2), rng.random() < 0.6
     forms = []
     for _ in range(rng.choice([1, 2, 3, 4])):
@@ -404,8 +400,9 @@ def task_rows(rng, classes, train, test):
     for split, count in (("train", train), ("test", test)):
         for cls in classes:
             for _ in range(count):
-                while (text := show(text_of(rng, cls))) in seen or " " not in text:
-                    pass
+                text = show(text_of(rng, cls))
+                while text in seen or " " not in text:
+                    text = show(text_of(rng, cls))
                 seen.add(text)
                 rows.append({"text": text, "label": cls.name, "split": split})
     rng.shuffle(rows)
@@ -454,7 +451,7 @@ def write_tasks(rng, folder):
 
 
 def check(tokenizer):
-    """The fast ids and the tokenizer must agree, no word may belong to two classes, labels must be one token."""
+    """Fast ids and tokenizer agree, no word belongs to two classes, every label is one token."""
     classes = FREE_SETS + FREE_POLAR + [c for c in EVALUATION if c.style != "question"]
     words = [w for c in classes for w in c.words]
     twice = {w for w in words if words.count(w) > 1}

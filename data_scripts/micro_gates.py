@@ -1,7 +1,7 @@
 """Gates and model card of the micro base model (called by pretrain_micro.py --gates and --ship).
 
-The gates look at zero-shot and in-context accuracy only and were fixed before any trained method was compared:
-the micro world is never tuned for the rank of a method.
+The gates look at zero-shot and in-context accuracy only and were fixed before any trained method
+was compared: the micro world is never tuned for the rank of a method.
 """
 
 import json
@@ -15,18 +15,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SHOTS = (0, 2, 4, 6)
+# of BLOOM-1.7B
 REAL = {
     "sst2": (68, 65, 67),
     "ag_news": (61, 52, 48),
     "trec": (28, 33, 35),
     "dbpedia": (48, 23, 29),
-}  # BLOOM-1.7B
+}
 
 
 # ---------------------------------------------------------------- measuring
 @torch.no_grad()
 def predict(model, prompts, candidates):
-    """Index of the best candidate token after each prompt (right padding is harmless: attention is causal)."""
+    """Index of the best candidate token after each prompt; padding on the right changes nothing."""
     order, best = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [0] * len(prompts)
     device = model.get_input_embeddings().weight.device
     for i in range(0, len(order), 50):
@@ -45,7 +46,7 @@ def predict(model, prompts, candidates):
 
 
 def exact_match(model, ids, queries, seed=0):
-    """The query's text is one of the context's texts (words of held-out concepts); chance is about 0.36."""
+    """The query's text is one of the context's (of held-out concepts); chance is about 0.36."""
     rng, prompts, candidates, answers = random.Random(seed), [], [], []
     words = [w for c in W.EVALUATION if c.style in ("set", "news", "entity") for w in c.words]
     for _ in range(queries):
@@ -71,7 +72,7 @@ def k_shot(rng, rows, classes, k):
 
 
 def accuracy(model, tokenizer, seeds=5, queries=200, shots=SHOTS):
-    """Accuracy (%) for every task, kind of labels and number of shots: {"trec/canonical": {"2": [seed, ...]}}."""
+    """Accuracy (%) by task, kind of labels and shots: {"trec/canonical": {"2": [seed, ...]}}."""
     model.eval()
     encode, table = lambda text: tokenizer(text)["input_ids"], {}
     for name in W.TASKS:
@@ -150,7 +151,7 @@ def markdown(header, rows):
 
 
 def curve_rows(log):
-    """Steps at which the model was measured: exact match, and in-context accuracy over all tasks."""
+    """Steps at which the model was measured: exact match, in-context accuracy over all tasks."""
     rows = []
     for line in (x for x in log if "exact_match" in x):
         table = line["gates"] or {}
@@ -221,7 +222,7 @@ def is_near(accuracy, task):
 
 
 def ship(runs):
-    """Copy the best run to the assets and write its card: most gates met, then most aims, then in-context accuracy."""
+    """Copy the best run to the assets and write its card: by gates met, aims met, ICL accuracy."""
     folder = W.ASSETS / "micro"
     results = {run.name: json.loads((run / "gates.json").read_text()) for run in runs}
     logs = {

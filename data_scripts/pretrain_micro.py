@@ -1,12 +1,14 @@
-"""Pretrain the micro base model on the generated world (make_micro_world.py first), measure its gates and ship it.
+"""Pretrain the micro base model on the generated world, measure its gates and ship it.
 
-    python data_scripts/pretrain_micro.py --seed 0 --out runs/s0        # train (resumes from runs/s0/checkpoint.pt)
-    python data_scripts/pretrain_micro.py --gates runs/s0               # zero-shot and in-context accuracy of its model
-    python data_scripts/pretrain_micro.py --ship runs/s0 runs/s1        # better seed -> minicpt/assets/micro, with card
+    python data_scripts/make_micro_world.py                        # first: the world itself
+    python data_scripts/pretrain_micro.py --seed 0 --out runs/s0   # train, or resume
+    python data_scripts/pretrain_micro.py --gates runs/s0          # zero-shot, in-context accuracy
+    python data_scripts/pretrain_micro.py --ship runs/s0 runs/s1   # the better seed, with its card
 
-The model is a plain, randomly initialised transformers Llama.  On natural-looking rows alone a model of this size
-does not learn to read its context within minutes, so training follows a curriculum: copying repeated strings,
-then key-value rows, then exact-match examples in the prompt templates, then the full mixture of episodes and text.
+The model is a plain, randomly initialised transformers Llama.  On natural-looking rows alone a
+model of this size does not learn to read its context within minutes, so training follows a
+curriculum: copying repeated strings, then key-value rows, then exact-match examples in the prompt
+templates, then the full mixture of episodes and text.
 """
 
 import argparse
@@ -23,8 +25,10 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-REPEAT = 4  # a fifth kind of token, next to W.OTHER, FIRST, LABEL and EXACT: the copy of a repeated string
-# phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration in steps
+# a fifth kind of token, next to W.OTHER, FIRST, LABEL and EXACT: the copy of a repeated string
+REPEAT = 4
+# phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration
+# in steps
 PHASES = [(32, 96, 0.55, 1500), (48, 64, 0.65, 1200), (64, 48, 0.72, 800), (128, 24, None, None)]
 LONG = (512, 6)  # every second batch of the last fifth of phase 3, so that longer contexts work
 MUON_LR, ADAM_LR = (5e-3, 2e-3), (3e-3, 1.5e-3)  # phases 0-2, phase 3
@@ -83,7 +87,7 @@ def optimizers(model):
 
 
 def learning_rates(step, phase, start, steps):
-    """Constant after a warm-up; phase 3 glides to its lower rate and decays to zero over its last 40 %."""
+    """Constant after a warm-up; phase 3 glides to its lower rate, its last 40 % decay to zero."""
     if phase < 3:
         warm = min(1, (step + 1) / 60)
         return MUON_LR[0] * warm, ADAM_LR[0] * warm
@@ -120,7 +124,7 @@ def key_value_row(rng, ids, words, length, formats):
 
 
 def make_row(rng, ids, phase, t, length, words, active):
-    """One row of a phase: token ids, kinds, share of its other tokens in the language-model loss."""
+    """One row of a phase: token ids, kinds, share of other tokens in the language-model loss."""
     if phase == 0:
         if rng.random() < 0.8:
             return repeat_row(rng, active, length)
@@ -167,7 +171,8 @@ def train_step(body, batch, phase, active, device):
         hidden = body(input_ids=tokens, use_cache=False).last_hidden_state
         pad = -len(where) % 256  # few distinct sizes keep the allocator from growing
         picked = hidden.flatten(0, 1)[F.pad(where - 1, (0, pad))]
-        # phase 0 has 128 active words: with the full softmax all other embeddings would be pushed away
+        # phase 0 has 128 active words: with the full softmax all other embeddings would be pushed
+        # away
         embedding = body.embed_tokens.weight  # tied: the same matrix reads and predicts tokens
         table = embedding[active] if phase == 0 else embedding
         logits = (picked @ table.T).float()[: len(where)]
@@ -202,7 +207,8 @@ def train(args):
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=args.device)
         model.load_state_dict(saved["model"])
-        [opt.load_state_dict(state) for opt, state in zip(opts, saved["opts"])]
+        for opt, state in zip(opts, saved["opts"]):
+            opt.load_state_dict(state)
         now = saved["now"]
     log, sums, clock = open(args.out / "log.jsonl", "a+"), {}, time.time()
     log.seek(0)  # a resumed run repeats the steps after its checkpoint: drop their lines
@@ -219,7 +225,9 @@ def train(args):
         loss, stats = train_step(model.model, batch, phase, active, args.device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        [(opt.step(), opt.zero_grad()) for opt in opts]
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
         sums = {k: sums.get(k, 0) + v for k, v in stats.items()}
         now["step"], now["tokens"] = step + 1, now["tokens"] + shape[0] * shape[1]
         if now["step"] % 50 == 0:

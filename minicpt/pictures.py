@@ -3,7 +3,9 @@
 import io
 
 import numpy as np
+import torch
 
+from .core.masks import SEPARATOR, example_of, role_of
 from .errors import MiniCPTError
 
 GREY = "#777777"
@@ -22,7 +24,7 @@ ROLES = [
     ("input", "#56B4E9"),
     ("output template", "#F6D58F"),
     ("label", "#F0925B"),
-]  # by type % 4; the label is the fifth, type 4, 8, ...
+]  # by role, as `role_of` numbers them
 VISIBLE = str.maketrans(
     {" ": "·", "Ġ": "·", "▁": "·", "\n": "↵", "Ċ": "↵"}
 )  # spaces and line ends in tokens
@@ -31,19 +33,21 @@ VISIBLE = str.maketrans(
 def context_roles(tokens, types):
     """The context's tokens (list of str) as boxes coloured by role, each example on a line of its own.
 
-    `types`: one integer a token: 0 separator, else type % 4 is the role (0 a label) and (type - 1) // 4 the example.
+    `types`: one integer per token, which holds its role and its example (see `minicpt.core.masks`).
     """
     from matplotlib.patches import Patch, Rectangle
 
     if len(tokens) != len(types):
-        raise ValueError(f"{len(tokens)} tokens but {len(types)} types: give one type a token")
+        raise ValueError(f"{len(tokens)} tokens but {len(types)} types: give one type per token")
+    given = torch.as_tensor(types, dtype=torch.long)
     boxes, width, x, line, example = [], 78, 0, 0, 0  # width in characters of the fixed-width font
-    for token, kind in zip(tokens, types):
+    for token, role, now in zip(tokens, role_of(given).tolist(), example_of(given).tolist()):
         text = token.translate(VISIBLE)
-        now = (kind - 1) // 4 if kind else example  # a separator stays with the example before it
+        if role == SEPARATOR:
+            now = example  # it stays with the example before it
         if x and (now != example or x + len(text) + 0.8 > width):
             x, line = 0, line + (1.35 if now != example else 1)
-        boxes.append((x, line, text, (kind - 1) % 4 + 1 if kind else 0))
+        boxes.append((x, line, text, role))
         x, example = x + len(text) + 1.1, now
     figure, (panel,) = _panels(1, 1, width * 0.092, 0.3 * (line + 1) + 0.5)
     for x, line, text, role in boxes:

@@ -40,7 +40,7 @@ def gpt2():
 
 @pytest.fixture(scope="session")
 def random_base():
-    """A random Llama with the micro model's tokenizer: for mechanics, where what it has learned does not matter."""
+    """A random Llama with the micro model's tokenizer: for mechanics, whatever it has learned."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from minicpt.engine.base_models import MICRO, BaseModel

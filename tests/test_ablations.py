@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minicpt import FewShotClassifier, data
 from minicpt.__main__ import main
-from minicpt.core.masks import SEPARATOR, is_label
+from minicpt.core.masks import SEPARATOR, role_of
 from minicpt.core.projection import project, project_together
 from minicpt.core.templates import Encoded, build_context, encode
 from minicpt.engine.base_models import BaseModel
@@ -119,7 +119,7 @@ def test_one_random_label_is_the_training_label_plus_one_of_the_contexts(random_
 )
 def test_only_the_named_roles_move(random_base, split, context, roles, free):
     distance, types = moved(random_base, split, {**HP, "roles": roles}), torch.tensor(context.types)
-    role = torch.where(is_label(types), 4, types % 4)
+    role = role_of(types)
     expected = torch.tensor([int(r) in free for r in role])
     # the last example's end has no later label to learn from, unless a query follows: all but exact zeros move
     assert (distance[~expected] == 0).all()

@@ -1,6 +1,7 @@
-"""The exercises: derived files are fresh, stubs are stubs, solutions pass, wrong answers are told in words.
+"""The exercises: derived files are fresh, stubs fail, solutions pass, wrong answers get words.
 
-Solutions are taken from the masters. `wrong_answers/nbNN.py` holds at least three typical wrong ones for every checker.
+Solutions are taken from the masters. `wrong_answers/nbNN.py` holds at least three typical wrong
+ones for every checker.
 """
 
 import importlib
@@ -14,18 +15,19 @@ import pytest
 import torch
 
 from minicpt import check
-from minicpt.check.engine import checker, explain_missing_names, same
+from minicpt.check.engine import checker, same
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data_scripts"))
-import build_notebooks as builder
-
+builder = importlib.import_module("build_notebooks")
 sys.path.pop(0)
 WITH_EXERCISES = [p for p in builder.MASTERS if builder.exercises(nbformat.read(p, as_version=4))]
-CHECKERS = [name for name in dir(check) if name != "NotYet"]
-WRONG = {}
+CHECKERS = [name for name in dir(check) if name not in check.__all__]
+WRONG, RIGHT = {}, {}
 for file in sorted((ROOT / "tests" / "wrong_answers").glob("nb*.py")):
-    WRONG |= importlib.import_module(f"wrong_answers.{file.stem}").WRONG
+    answers = importlib.import_module(f"wrong_answers.{file.stem}")
+    WRONG |= answers.WRONG
+    RIGHT |= getattr(answers, "RIGHT", {})
 
 
 def found(path):
@@ -37,11 +39,11 @@ def name_of(cell):
     return re.search(r"check\.(\w+)\(", cell.source)[1]
 
 
-# ---- the builder -----------------------------------------------------------------------------------------------------
+# ---- the builder ---------------------------------------------------------------------------------
 
 
 def test_derived_notebooks_are_fresh(tmp_path):
-    """Rebuild: no difference, no file too many. If this fails: python data_scripts/build_notebooks.py --exercises"""
+    """If this fails: python data_scripts/build_notebooks.py --exercises"""
     builder.write_derived(tmp_path)
     for kind in builder.NOTE:
         rebuilt, committed = (
@@ -53,11 +55,8 @@ def test_derived_notebooks_are_fresh(tmp_path):
 
 
 def test_every_lesson_has_exercises():
-    without = {
-        "00_start_here",
-        "11_reproduce_tables",
-        "run_cell",
-    }  # the tour, the report, the report of one cell
+    # the tour, the report, the report of one cell
+    without = {"00_start_here", "11_reproduce_tables", "run_cell"}
     assert {p.stem for p in builder.MASTERS} - {p.stem for p in WITH_EXERCISES} == without
     assert sum(len(found(p)) for p in WITH_EXERCISES) >= 18
 
@@ -150,7 +149,7 @@ def test_stub_keeps_imports_signature_and_docstring(tmp_path):
 
 
 def test_nbgrader_export(tmp_path):
-    """nbgrader's format, version 3: what `nbgrader generate_assignment` reads. Its layout: source/assignment/notebook."""
+    """nbgrader's format, version 3, in its layout, source/assignment/notebook."""
     written = builder.write_nbgrader(tmp_path)
     assert [p.relative_to(tmp_path) for p in written] == [
         Path("source") / p.stem / p.name for p in WITH_EXERCISES
@@ -174,14 +173,15 @@ def test_nbgrader_export(tmp_path):
                 re.search(r"Difficulty (\d)", task.source)[1]
             )
             assert all(c.metadata.nbgrader.schema_version == 3 for c in (solution, test))
-            # the markers enclose the body and nothing else: without them and with what they enclose, it is the solution
+            # the markers enclose the body and nothing else: without them and with what they
+            # enclose, it is the solution
             lines = solution.source.splitlines()
             begin, end = lines.index("    ### BEGIN SOLUTION"), lines.index("    ### END SOLUTION")
             assert "\n".join(lines[:begin]) == builder.parts(original)[0]
             assert "\n".join(lines[:begin] + lines[begin + 1 : end]) == original.source.rstrip("\n")
 
 
-# ---- stubs, solutions, wrong answers ------------------------------------------------------------------------------------
+# ---- stubs, solutions, wrong answers -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def setup_of(path):
 
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
-    """All notebooks in one shell: a solution needs its notebook's first code cell and nothing else."""
+    """All in one shell: a solution needs its notebook's first code cell and nothing else."""
     run(shell, setup_of(path))
     stubs = [
         c for c in builder.derive(path, "exercises").cells if "stub" in c.metadata.get("tags", [])
@@ -219,8 +219,8 @@ def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
 
 
 def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
-    """The note is for cells' own code; other errors, and NameErrors inside a library, are left as they are."""
-    explain_missing_names(shell)
+    """The note is for cells' own code; others, and those inside a library, stay as they are."""
+    run(shell, cell("from minicpt import check; check.start()"))
     for source, noted in (
         ("of_a_cell_above", True),
         ("(lambda: of_a_cell_above)()", True),
@@ -231,6 +231,26 @@ def test_a_cell_out_of_order_says_what_to_do(shell, capsys):
         assert ("Run All Above" in "".join(getattr(error, "__notes__", []))) == noted
         assert ("Run All Above" in capsys.readouterr().out) == noted
     shell.set_custom_exc((), None)
+
+
+def test_importing_the_checkers_leaves_the_shell_alone(shell):
+    """Whoever imports the library keeps their handlers; a notebook asks for ours by name."""
+    shell.set_custom_exc((), None)
+    run(shell, cell("import importlib, minicpt.check; importlib.reload(minicpt.check)"))
+    assert shell.custom_exceptions == ()
+    run(shell, cell("minicpt.check.start()"))
+    assert shell.custom_exceptions == (NameError,)
+    shell.set_custom_exc((), None)
+
+
+def test_outside_a_notebook_start_does_nothing(monkeypatch):
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    check.start()
+
+
+@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
+def test_notebooks_with_exercises_start_the_help(path):
+    assert "\ncheck.start()" in setup_of(path).source
 
 
 def test_every_checker_has_its_wrong_answers():
@@ -252,7 +272,16 @@ def test_wrong_answers_are_named(name, wrong, words):
         assert words in str(caught.value)
 
 
-# ---- the engine --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name, right", [(name, answer) for name in RIGHT for answer in RIGHT[name]]
+)
+def test_right_answers_in_another_form_than_the_solution_pass(name, right, capsys):
+    for _ in range(3):
+        getattr(check, name)(right)
+    assert "right." in capsys.readouterr().out
+
+
+# ---- the engine ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -435,7 +435,7 @@ def test_neither_ids_nor_embeddings(gpt2):
             cpt(lib, gpt2)(labels=query()["labels"])
 
 
-# ---- a documentation example, word for word but for the import line ---------------------------------------------------
+# ---- a documentation example, word for word but for the import line --------------------------------
 
 SCRIPT = """
 from peft import (PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_config,

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minicpt"
 # from the ground upwards; inside a wing a file imports only from those listed before it
 WINGS = {
     "errors": [],
-    "pictures": [],
     "core": ["masks", "templates", "projection", "loss", "embeddings", "train"],
+    "pictures": [],
     "data": [],
     "engine": ["memory", "sources", "base_models", "prefix", "scores"],
     "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
@@ -32,8 +32,8 @@ WINGS = {
 }
 BELOW = {
     "errors": [],
-    "pictures": ["errors"],
     "core": ["errors"],
+    "pictures": ["core", "errors"],
     "data": ["core", "errors"],
     "engine": ["core", "errors"],
     "dropin": ["engine", "core", "errors"],

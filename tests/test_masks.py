@@ -1,10 +1,11 @@
-"""Templates and roles on text: pieces against the whole string, contexts, truncation."""
+"""Roles and examples of tokens; templates on text: pieces, the whole string, contexts, cuts."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicpt.core import masks
 from minicpt.core.templates import Encoded, Template, build_context, collate, encode, tokenize
 from minicpt.engine.base_models import MICRO
 from minicpt.errors import MiniCPTError
@@ -18,6 +19,29 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(MICRO)
+
+
+@SETTINGS
+@given(st.lists(st.lists(st.integers(0, 4), max_size=9), max_size=6))
+def test_role_and_example_of_every_token_come_back_from_a_context(examples):
+    """Whatever the roles, example i gives them again, and i for all its tokens but separators."""
+    context = build_context([Encoded(roles, roles) for roles in examples])
+    types = torch.tensor(context.types, dtype=torch.long)
+    roles = [role for example in examples for role in example]
+    owner = [i if role else -1 for i, example in enumerate(examples) for role in example]
+    assert masks.role_of(types).tolist() == roles
+    assert masks.example_of(types).tolist() == owner
+    assert masks.is_label(types).tolist() == [role == 4 for role in roles]
+    assert masks.is_input(types).tolist() == [role == 2 for role in roles]
+    assert masks.is_template(types).tolist() == [role in (1, 3) for role in roles]
+    assert masks.is_updated(types).tolist() == [role in (1, 2, 3) for role in roles]
+
+
+def test_role_and_example_keep_any_shape():
+    types = torch.tensor([[[1, 2, 0], [4, 0, 5]], [[6, 7, 8], [0, 9, 12]]])
+    assert masks.role_of(types).tolist() == [[[1, 2, 0], [4, 0, 1]], [[2, 3, 4], [0, 1, 4]]]
+    assert masks.example_of(types).tolist() == [[[0, 0, -1], [0, -1, 1]], [[1, 1, 1], [-1, 2, 2]]]
+    assert masks.role_of(types[0, 0, 2]).item() == 0 and masks.example_of(types[0, 0, 2]) == -1
 
 
 @SETTINGS

@@ -108,7 +108,7 @@ def test_cells_are_short_and_named(book):
 
 
 def test_code_asks_no_network(book):
-    """Base models and tasks are loaded by the library, which `make test` keeps offline; nothing else may ask the web."""
+    """The library loads models and tasks, and `make test` keeps it offline; nothing else asks."""
     for cell in code_cells(book):
         assert not re.search(
             r"https?://|(import|from) +(urllib|requests|httpx|socket|huggingface_hub)", cell.source

@@ -1,18 +1,16 @@
-"""Checkers of the notebooks' exercises: `check.<name>(function)` says in words what is wrong, or draws a picture.
+"""Checkers of the exercises: `check.<name>(function)` says what is wrong, or draws a picture.
 
-One file a notebook (`nb01.py`, ...), found by its name; `dir(check)` lists the checkers, `check.NotYet` is what they raise.
+Each notebook has a file of its own (`nb01.py`, ...), which is found by its name. `dir(check)` lists
+the checkers, and `check.NotYet` is what they raise. Importing this package changes nothing;
+`check.start()` does, in a notebook.
 """
 
 import importlib
 import pkgutil
-import sys
 
-from .engine import CHECKERS, NotYet, explain_missing_names
+from .engine import CHECKERS, NotYet, start
 
-__all__ = ["NotYet"]
-
-if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-    explain_missing_names(shell)
+__all__ = ["NotYet", "start"]
 
 
 def _names() -> list[str]:

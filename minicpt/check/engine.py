@@ -1,4 +1,4 @@
-"""What all checkers share: call the student's function, compare with the right answer, say in words what differs."""
+"""What all checkers share: call the student's function, compare, say in words what differs."""
 
 import copy
 import functools
@@ -23,26 +23,34 @@ class NotYet(AssertionError):
         return [f"NotYet: {self}"]
 
 
-def explain_missing_names(shell) -> None:
-    """Make a notebook's NameError say what to do next: most often a cell above was not run. `shell`: IPython's."""
+def start() -> None:
+    """Make this notebook's NameErrors say what to do next, for most often a cell above was not run.
+
+    It installs a handler for NameErrors in the running IPython shell and replaces one that is
+    there, so a notebook calls it by name, in its first cell. Outside IPython it does nothing.
+    """
+    from IPython import get_ipython
 
     def explain(shell, kind, error, trace, tb_offset=None):
         *_, (innermost, _) = traceback.walk_tb(trace)
         if innermost.f_globals is shell.user_ns:  # a cell's own code, not a library's
             error.add_note(
-                "Was a cell above not run, or the kernel restarted? Choose Run > Run All Above Selected Cell, "
-                "then run this cell again."
+                "Was a cell above not run, or the kernel restarted? Choose Run > Run All Above "
+                "Selected Cell, then run this cell again."
             )
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
-    shell.set_custom_exc((NameError,), explain)
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((NameError,), explain)
 
 
 def checker(exercise: str):
     """Make `check.<name>` of a function `(student, generator) -> (figure, alt text)`.
 
-    `student` is the student's function, guarded: what it raises becomes `NotYet`. `generator` (torch) is seeded afresh at
-    every call. The function raises `NotYet` (through `same` or `expect`) or returns a picture, which is shown.
+    `student` is the student's function, guarded: what it raises becomes `NotYet`. `generator`
+    (torch) is seeded afresh at every call. The function raises `NotYet` (through `same` or
+    `expect`) or returns a picture, which is shown.
     """
 
     def decorate(body: Callable) -> Callable:
@@ -52,8 +60,8 @@ def checker(exercise: str):
             try:
                 if not callable(function):
                     raise NotYet(
-                        f"check.{body.__name__} takes the function itself, not {describe(function)}: "
-                        f"write check.{body.__name__}(name_of_your_function)."
+                        f"check.{body.__name__} takes the function itself, not "
+                        f"{describe(function)}: write check.{body.__name__}(name_of_your_function)."
                     )
                 figure, alt = body(guarded(function), generator)
             except NotYet as wrong:
@@ -71,7 +79,7 @@ def checker(exercise: str):
 
 
 def guarded(function: Callable) -> Callable:
-    """Wrap the student's function: errors, and arguments changed in place, become `NotYet` in words.
+    """Wrap the student's function: errors and arguments changed in place become `NotYet` in words.
 
     A tensor that requires a gradient may be changed: it is there to be trained.
     """
@@ -83,16 +91,16 @@ def guarded(function: Callable) -> Callable:
             names = given.bind(*args, **kwargs).arguments
         except TypeError:
             raise NotYet(
-                f"your function is called with {len(args) + len(kwargs)} arguments, but its signature is "
-                f"{given}: leave the signature as it was."
+                f"your function is called with {len(args) + len(kwargs)} arguments, but its "
+                f"signature is {given}: leave the signature as it was."
             ) from None
         kept = {name: copy.deepcopy(value) for name, value in names.items() if plain(value)}
         try:
             result = function(*args, **kwargs)
         except NotImplementedError:
             raise NotYet(
-                "not done yet: replace the `raise NotImplementedError` by your code, run that cell, and then "
-                "this one again."
+                "not done yet: replace the `raise NotImplementedError` by your code, run "
+                "that cell, and then this one again."
             ) from None
         except NotYet:
             raise
@@ -125,21 +133,42 @@ def same(
     what: str = "the result",
     atol: float = 1e-4,
 ) -> None:
-    """Raise `NotYet` unless `got` equals `want`; if it equals a typical wrong answer, the message names that mistake.
+    """Raise `NotYet` unless `got` equals `want`; a known mistake is named.
 
-    `wrong` maps the words for a mistake to what it gives on this input. Tensors and numbers are compared within `atol`
-    (a number may be a 0-dimensional tensor), lists and tuples item by item, everything else with ==.
+    `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the
+    right answer, it is no mistake. Tensors and numbers are compared within `atol` (a number may be
+    a 0-dimensional tensor), lists and tuples item by item, everything else with ==. Booleans may
+    come as integers 0 and 1, neither of them as floats.
     """
     if equal(got, want, atol):
+        expect_whole(got, want, what)
         return
     for words, value in (wrong or {}).items():
-        if equal(got, value, atol):
+        if equal(got, value, atol) and not equal(value, want, 10 * atol):
             raise NotYet(words)
     raise NotYet(f"{what} {difference(got, want, atol)}")
 
 
+def expect_whole(got, want, what: str) -> None:
+    """Raise `NotYet` if booleans or whole numbers were asked for, and came as floating point."""
+    if not isinstance(got, Tensor) or not isinstance(want, Tensor):
+        return
+    if want.is_floating_point() or not got.is_floating_point():
+        return
+    found = f"{what} has the right values, but as floating-point numbers ({got.dtype})"
+    if want.dtype == torch.bool:
+        raise NotYet(
+            f"{found}: such a mask cannot select tokens, and attention would add it to its scores "
+            "instead of hiding anything. Return booleans."
+        )
+    raise NotYet(
+        f"{found}: return whole numbers ({want.dtype}). torch.ones and torch.zeros make floats "
+        "unless you name a dtype; x.new_ones and x.new_full keep the dtype of x."
+    )
+
+
 def plain(value) -> bool:
-    """Is it data that a function has no business to change: a tensor that is not trained, a list, a dictionary?"""
+    """Is it data that a function must not change: an untrained tensor, a list, a dictionary?"""
     return (isinstance(value, Tensor) and not value.requires_grad) or isinstance(
         value, (list, dict)
     )
@@ -172,8 +201,8 @@ def difference(got, want, atol: float) -> str:
         off = ~torch.isclose(got, want, rtol=1e-4, atol=atol)
         at = off.nonzero()[0].tolist()
         return (
-            f"is wrong in {int(off.sum())} of {off.numel()} places; at index {at} it is {got[tuple(at)].item():.4g}, "
-            f"expected {want[tuple(at)].item():.4g}."
+            f"is wrong in {int(off.sum())} of {off.numel()} places; at index {at} it is "
+            f"{got[tuple(at)].item():.4g}, expected {want[tuple(at)].item():.4g}."
         )
     if isinstance(want, (list, tuple)) and type(got) is type(want):
         if len(got) != len(want):
@@ -184,7 +213,8 @@ def difference(got, want, atol: float) -> str:
         at = next(
             (i for i, (x, y) in enumerate(zip(got, want)) if x != y), min(len(got), len(want))
         )
-        return f"differs from character {at} on: {got[at : at + 20]!r}, expected {want[at : at + 20]!r}."
+        found, expected = got[at : at + 20], want[at : at + 20]
+        return f"differs from character {at} on: {found!r}, expected {expected!r}."
     if isinstance(want, (int, float)) and isinstance(got, (int, float)):
         return f"is {got:.6g}, expected {want:.6g}."
     return f"is {describe(got)}, expected {describe(want)}."

@@ -49,11 +49,10 @@ def write_prompt(student, generator):
         swapped = [(label, text) for text, label in shots]
         stop = want.rindex(output.split("{}")[0].rstrip())
         wrong = {
-            "it ends in a space. Tokens carry their space in front (' red'), so a space at the end becomes a token of its "
-            "own, which hardly any text has there: strip it.": want + " ",
-            "the query's output template is missing: without it the model does not know that a label comes next.": (
-                want[:stop]
-            ),
+            "it ends in a space. Tokens carry their space in front (' red'), so a space at the end "
+            "becomes a token of its own, which hardly any text has there: strip it.": want + " ",
+            "the query's output template is missing: without it the model "
+            "does not know that a label comes next.": (want[:stop]),
             "the query's output template is missing, and so is the separator before it.": want[
                 :stop
             ].removesuffix(intra),
@@ -65,13 +64,11 @@ def write_prompt(student, generator):
                 Template(input, output, inter, intra), shots, query
             ),
             "the examples come in reversed order.": written(template, shots[::-1], query),
-            "text and label of the examples are the wrong way round: a shot is (text, label).": written(
-                template, swapped, query
-            ),
+            "text and label of the examples are the wrong "
+            "way round: a shot is (text, label).": written(template, swapped, query),
             "the examples are missing, only the query is there.": written(template, [], query),
-            "the query is followed by an example's separator: the prompt must stop where the label begins.": (
-                want + template.inter
-            ),
+            "the query is followed by an example's separator: the "
+            "prompt must stop where the label begins.": (want + template.inter),
             "the braces are still there: fill the templates with `.format`.": want.replace(
                 query, "{}"
             ),
@@ -104,20 +101,17 @@ def label_score(student, generator):
 
         want = at(n_prompt - 1).mean()
         wrong = {
-            "off by one: the logits at position t say what comes at t + 1, so the label's first token is read at "
-            "the prompt's last position.": at(n_prompt).mean(),
+            "off by one: the logits at position t say what comes at t + 1, so the label's first "
+            "token is read at the prompt's last position.": at(n_prompt).mean(),
             "off by one to the other side: you read two positions before the label.": at(
                 n_prompt - 2
             ).mean(),
-            "it is the sum over the label's tokens; take the mean, or long labels are at a disadvantage.": (
-                at(n_prompt - 1).sum()
-            ),
-            "these are logits: make them log-probabilities first, with log_softmax over the vocabulary.": (
-                at(n_prompt - 1, logits).mean()
-            ),
-            "log_softmax runs over the positions; it belongs over the vocabulary, the last dimension.": (
-                at(n_prompt - 1, logits.log_softmax(0)).mean()
-            ),
+            "it is the sum over the label's tokens; take the mean, or "
+            "long labels are at a disadvantage.": (at(n_prompt - 1).sum()),
+            "these are logits: make them log-probabilities first, "
+            "with log_softmax over the vocabulary.": (at(n_prompt - 1, logits).mean()),
+            "log_softmax runs over the positions; it belongs over "
+            "the vocabulary, the last dimension.": (at(n_prompt - 1, logits.log_softmax(0)).mean()),
             "these are probabilities, not their logarithms.": at(
                 n_prompt - 1, logits.softmax(-1)
             ).mean(),
@@ -127,10 +121,10 @@ def label_score(student, generator):
             "only the label's last token counts; take the mean over all of them.": at(n_prompt - 1)[
                 -1
             ],
-            "the sign is turned: a log-probability is negative, the more likely the closer to 0.": -want,
-            "every label token is read at the prompt's last position; each has a position of its own.": (
-                log_p[n_prompt - 1, label].mean()
-            ),
+            "the sign is turned: a log-probability is "
+            "negative, the more likely the closer to 0.": -want,
+            "every label token is read at the prompt's last "
+            "position; each has a position of its own.": (log_p[n_prompt - 1, label].mean()),
         }
         same(student(logits, n_prompt, label), want, wrong, "the score")
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -147,5 +141,6 @@ def label_score(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Probabilities by position and token; squares mark one cell for each label token, a row apart.",
+        "Probabilities by position and token; squares mark one cell "
+        "for each label token, a row apart.",
     )

@@ -11,9 +11,8 @@ def class_scores(student, generator):
     import matplotlib.pyplot as plt
 
     for N, C, words_per_class in ((4, 3, 2), (5, 2, 3)):
-        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)[
-            :, : C * words_per_class
-        ]  # (N, W)
+        log_p = (2 * torch.randn(N, 30, generator=generator)).log_softmax(-1)
+        log_p = log_p[:, : C * words_per_class]  # (N, W)
         class_of = torch.arange(C).repeat(words_per_class)[
             torch.randperm(C * words_per_class, generator=generator)
         ]
@@ -21,24 +20,23 @@ def class_scores(student, generator):
         p = torch.stack([w.exp().sum(-1) for w in words], dim=-1)  # (N, C)
         want = p.log()
         wrong = {
-            "log-probabilities are summed: that multiplies the probabilities, as if all words had to come at once. "
-            "Add probabilities, and take the logarithm of the sum.": torch.stack(
+            "log-probabilities are summed: that multiplies the probabilities, as if all words had "
+            "to come at once. Add probabilities, and take the logarithm of the sum.": torch.stack(
                 [w.sum(-1) for w in words], -1
             ),
-            "these are means of log-probabilities: one word that never comes would sink its whole class. Add "
-            "probabilities, and take the logarithm of the sum.": torch.stack(
+            "these are means of log-probabilities: one word that never comes would sink its whole "
+            "class. Add probabilities, and take the logarithm of the sum.": torch.stack(
                 [w.mean(-1) for w in words], -1
             ),
-            "these are means of probabilities; add them: the class is right whichever of its words comes.": (
+            "these are means of probabilities; add them: the class is "
+            "right whichever of its words comes.": (
                 torch.stack([w.exp().mean(-1) for w in words], -1).log()
             ),
-            "only the best word of each class counts; the others' probability belongs to the class too.": torch.stack(
-                [w.amax(-1) for w in words], -1
-            ),
+            "only the best word of each class counts; the others' "
+            "probability belongs to the class too.": torch.stack([w.amax(-1) for w in words], -1),
             "these are probabilities; return their logarithms.": p,
-            "the result is normalised over the classes; leave it as it is, log-probabilities of the words.": (
-                want.log_softmax(-1)
-            ),
+            "the result is normalised over the classes; leave it as it "
+            "is, log-probabilities of the words.": (want.log_softmax(-1)),
             "rows are classes and columns are queries; it should be (N, C), a row a query.": want.T,
         }
         same(student(log_p, class_of, C), want, wrong, "the result")
@@ -65,7 +63,8 @@ def class_scores(student, generator):
     plt.close(figure)
     return (
         figure,
-        "For one query, the probabilities of each class's words as stacked blocks, with your score at their top.",
+        "For one query, the probabilities of each class's words as stacked "
+        "blocks, with your score at their top.",
     )
 
 
@@ -83,22 +82,20 @@ def calibrated(student, generator):
         wrong = {
             name: q / q.sum(-1, keepdim=True)
             for name, q in {
-                "multiplied by the content-free probabilities: that makes the bias stronger. Divide.": p
-                * prior.mean(0),
+                "multiplied by the content-free probabilities: "
+                "that makes the bias stronger. Divide.": p * prior.mean(0),
                 "nothing is calibrated: these are the probabilities before.": p,
-                "only the first content-free input is used; take the mean probability over all of them.": p
-                / prior[0],
-                "only the last content-free input is used; take the mean probability over all of them.": p
-                / prior[-1],
-                "the content-free log-scores are averaged; turn them into probabilities first, then take the mean.": (
-                    p / content_free.mean(0).softmax(-1)
-                ),
-                "the content-free scores are exponentiated, but not normalised over the labels: each input counts by how "
+                "only the first content-free input is used; take the "
+                "mean probability over all of them.": p / prior[0],
+                "only the last content-free input is used; take the "
+                "mean probability over all of them.": p / prior[-1],
+                "the content-free log-scores are averaged; turn them into "
+                "probabilities first, then take the mean.": (p / content_free.mean(0).softmax(-1)),
+                "the content-free scores are exponentiated, but not "
+                "normalised over the labels: each input counts by how "
                 "likely labels are after it at all.": p / content_free.exp().mean(0),
-                "softmax runs over the queries; it belongs over the labels, the last dimension.": scores.softmax(
-                    0
-                )
-                / prior.mean(0),
+                "softmax runs over the queries; it belongs "
+                "over the labels, the last dimension.": scores.softmax(0) / prior.mean(0),
             }.items()
         } | {
             "right up to the last step: the rows do not add up to 1 after the division.": divided,

@@ -1,4 +1,4 @@
-"""Checkers of notebook 04: roles of one example, types of a context, who moves, what a label weighs."""
+"""Checkers of notebook 04: roles of an example, types of a context, who moves, label weights."""
 
 import torch
 
@@ -15,7 +15,7 @@ def lengths(generator: torch.Generator, n: int, low: int = 1, high: int = 4) -> 
 
 
 def roles_of(generator: torch.Generator, label_tokens: int = 1) -> torch.Tensor:
-    """Draw the roles of one complete example: (T,), with a separator in the middle and one at the end."""
+    """Draw the roles of one complete example, (T,): separators in the middle and at the end."""
     before, text, after = lengths(generator, 3)
     return torch.tensor([1] * before + [2] * text + [0] + [3] * after + [4] * label_tokens + [0])
 
@@ -40,10 +40,8 @@ def roles_of_example(student, generator):
         words = [WORDS[i] for i in torch.randperm(len(WORDS), generator=generator)[:2]]
         pieces = templates.Template("odd text: {}!", "kind: {}", "\n", "\n").pieces(*words)
         parts = [(ids_of(string), role) for string, role in pieces]
-        ids, roles = (
-            [i for part, _ in parts for i in part],
-            [role for part, role in parts for _ in part],
-        )
+        ids = [i for part, _ in parts for i in part]
+        roles = [role for part, role in parts for _ in part]
         one_each = [role for _, role in pieces]
         got = student(pieces, ids_of)
         expect(
@@ -57,8 +55,8 @@ def roles_of_example(student, generator):
             got_ids,
             ids,
             {
-                "the pieces were joined to one string before they were tokenised: at the seams its tokens differ from "
-                "those of the pieces. Tokenise each piece alone.": ids_of(
+                "the pieces were joined to one string before they were tokenised: at the seams its "
+                "tokens differ from those of the pieces. Tokenise each piece alone.": ids_of(
                     "".join(string for string, _ in pieces)
                 ),
                 "only the first token of each piece is there: a piece may have several.": [
@@ -67,7 +65,8 @@ def roles_of_example(student, generator):
                 "the ids are a list of lists, one a piece: join them with += or extend.": [
                     part for part, _ in parts
                 ],
-                "the separators are missing: they are tokens of the prompt, too, only with role 0.": [
+                "the separators are missing: they are tokens of "
+                "the prompt, too, only with role 0.": [
                     i for part, role in parts if role for i in part
                 ],
             },
@@ -77,19 +76,18 @@ def roles_of_example(student, generator):
             got_roles,
             roles,
             {
-                "there is one role a piece; there must be one a token: a piece of three tokens gives its role three times.": one_each,
-                "the label has the output template's role, 3: it needs its own, 4, or nothing will be a target.": [
-                    min(role, 3) for role in roles
-                ],
+                "there is one role a piece; there must be one a token: a piece of three "
+                "tokens gives its role three times.": one_each,
+                "the label has the output template's role, 3: it needs its "
+                "own, 4, or nothing will be a target.": [min(role, 3) for role in roles],
                 "the separators have the role of what stands before them; theirs is 0.": carried(
                     roles
                 ),
                 "there is one role a character; there must be one a token.": [
                     role for string, role in pieces for _ in string
                 ],
-                "the roles are numbered from 0 up; inputs' templates are 1, inputs 2, output templates 3, labels 4.": [
-                    max(role - 1, 0) for role in roles
-                ],
+                "the roles are numbered from 0 up; inputs' templates are 1, "
+                "inputs 2, output templates 3, labels 4.": [max(role - 1, 0) for role in roles],
             },
             "the list of roles",
         )
@@ -122,22 +120,25 @@ def join_types(student, generator):
             "the separators were shifted, too: 0 stays 0, in every example.": torch.cat(
                 [roles + 4 * i for i, roles in enumerate(examples)]
             ),
-            "off by one: the first example adds nothing, so count the examples from 0.": torch.where(
-                want > 0, want + 4, 0
-            ),
-            "example i adds i; it must add 4*i, for there are four roles besides the separator.": torch.cat(
+            "off by one: the first example adds "
+            "nothing, so count the examples from 0.": torch.where(want > 0, want + 4, 0),
+            "example i adds i; it must add 4*i, for there "
+            "are four roles besides the separator.": torch.cat(
                 [torch.where(roles > 0, roles + i, 0) for i, roles in enumerate(examples)]
             ),
-            "example i adds 3*i; it must add 4*i, so that one example's label is not the next one's template.": torch.cat(
+            "example i adds 3*i; it must add 4*i, so that one example's "
+            "label is not the next one's template.": torch.cat(
                 [torch.where(roles > 0, roles + 3 * i, 0) for i, roles in enumerate(examples)]
             ),
-            "example i adds 5*i; it must add 4*i: the separator's 0 is shared and needs no room.": torch.cat(
+            "example i adds 5*i; it must add 4*i: the "
+            "separator's 0 is shared and needs no room.": torch.cat(
                 [torch.where(roles > 0, roles + 5 * i, 0) for i, roles in enumerate(examples)]
             ),
             "nothing was added: every example still has the types of the first.": torch.cat(
                 examples
             ),
-            "the examples are numbered from the end: the first one adds nothing, the last one most.": torch.cat(
+            "the examples are numbered from the end: the first "
+            "one adds nothing, the last one most.": torch.cat(
                 [
                     torch.where(roles > 0, roles + 4 * (shots - 1 - i), 0)
                     for i, roles in enumerate(examples)
@@ -173,7 +174,8 @@ def coloured(panel, heights, types) -> None:
     """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
     from ..pictures import ROLES
 
-    colours = [ROLES[(int(t) - 1) % 4 + 1 if t else 0][1] for t in types]
+    roles = masks.role_of(types).tolist()
+    colours = [ROLES[role][1] for role in roles]
     panel.bar(
         range(len(types)),
         [float(h) for h in heights],
@@ -181,7 +183,7 @@ def coloured(panel, heights, types) -> None:
         edgecolor="#555555",
         linewidth=0.5,
     )
-    at = [i for i, t in enumerate(types) if not t]
+    at = [i for i, role in enumerate(roles) if role == masks.SEPARATOR]
     panel.plot(at, [0] * len(at), "|", color="#555555")
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -195,16 +197,13 @@ def updated_tokens(student, generator):
         types = types_of(generator, shots, label_tokens=2)
         want = masks.is_updated(types)
         got = student(types)
-        kind = getattr(got, "dtype", torch.bool)
-        expect(
-            kind == torch.bool,
-            f"the mask has dtype {kind}: return booleans, which can select tokens.",
-        )
+        roles = masks.role_of(types)
         labels, separators, inputs = masks.is_label(types), types == 0, masks.is_input(types)
         wrong = {
-            "the label tokens are marked: they are what the loss asks for and must never move.": want
-            | labels,
+            "the label tokens are marked: they are what the "
+            "loss asks for and must never move.": want | labels,
             "the separators are marked (type 0): they never move.": want | separators,
+            "these are roles: return booleans, True where CPT may move the token.": roles * want,
             "every token is marked: labels and separators must not move.": want
             | labels
             | separators,
@@ -212,20 +211,14 @@ def updated_tokens(student, generator):
             "only the inputs are marked: the templates around them move, too.": inputs,
             "only the templates are marked: the inputs move, too.": masks.is_template(types),
             "the output templates are missing: types 3, 7, 11, ... move, too.": want
-            & (types % 4 != 3),
+            & (roles != masks.OUTPUT_TEMPLATE),
             "the input templates are missing: types 1, 5, 9, ... move, too.": want
-            & (types % 4 != 1),
+            & (roles != masks.INPUT_TEMPLATE),
             "only the first example is marked: take the types modulo 4.": (types > 0) & (types < 4),
-            "the first example's label is frozen, but not those of the others: labels are 4, 8, 12, ...": (
-                (types > 0) & (types != 4)
-            ),
+            "the first example's label is frozen, but not those of "
+            "the others: labels are 4, 8, 12, ...": ((types > 0) & (types != 4)),
         }
-        same(
-            got,
-            want,
-            {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
-            "the mask",
-        )
+        same(got, want, wrong, "the mask")
     figure, panel = plt.subplots(figsize=(7, 1.8), layout="constrained")
     coloured(panel, [1.0 if m else 0.35 for m in got], types)
     panel.set(xlabel="position in the context")
@@ -233,23 +226,22 @@ def updated_tokens(student, generator):
     plt.close(figure)
     return (
         figure,
-        "A bar a token in the colour of its role: tall where your mask lets it move, short where not.",
+        "A bar a token in the colour of its role: tall where your "
+        "mask lets it move, short where not.",
     )
 
 
 @checker("04.4")
 def decay_weights(student, generator):
-    """The last label weighs 1, each earlier one gamma times the next; several tokens of a label weigh the same."""
+    """The last label weighs 1, each earlier one gamma times the next; its tokens weigh alike."""
     import matplotlib.pyplot as plt
 
     for shots, tokens in ((5, 1), (4, 2), (2, 3)):
-        types, gamma = (
-            types_of(generator, shots, tokens),
-            float(0.3 + 0.6 * torch.rand(1, generator=generator)),
-        )
+        types = types_of(generator, shots, tokens)
+        gamma = float(0.3 + 0.6 * torch.rand(1, generator=generator))
         label = masks.is_label(types)
-        back = (types.max() - types) // 4  # labels after this one
-        forth = types // 4 - 1
+        forth = masks.example_of(types)
+        back = forth.max() - forth  # labels after this one
         tokens_after = label.flip(0).cumsum(0).flip(0) - 1
 
         def powers(exponent, where=label, base=gamma):
@@ -257,20 +249,18 @@ def decay_weights(student, generator):
 
         want = powers(back)
         wrong = {
-            "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": powers(
-                forth
-            ),
+            "the decay is the wrong way round: the last label weighs "
+            "1, and the farther back, the less.": powers(forth),
             "the decay is the wrong way round and off by one: the last label weighs 1.": powers(
                 forth + 1
             ),
             "off by one: the last label, the training example's, weighs 1, not gamma.": powers(
                 back + 1
             ),
-            "it counts label tokens; count labels: all tokens of one label have the same weight.": powers(
-                tokens_after
-            ),
+            "it counts label tokens; count labels: all tokens "
+            "of one label have the same weight.": powers(tokens_after),
             "the separators have a weight: type 0 is a multiple of 4, but no label.": powers(
-                back, types % 4 == 0
+                back, ~masks.is_updated(types)
             ),
             "every token has a weight: only label tokens count, all others get 0.": powers(
                 back, types >= 0
@@ -278,7 +268,8 @@ def decay_weights(student, generator):
             "every token but the separators has a weight: only label tokens count.": powers(
                 back, types > 0
             ),
-            "the weights fall in a straight line; each is gamma times the next one: a power of gamma.": torch.where(
+            "the weights fall in a straight line; each is gamma "
+            "times the next one: a power of gamma.": torch.where(
                 label, (1 - (1 - gamma) * back).clamp(min=0), 0.0
             ),
             "all labels weigh 1: gamma is not used.": label.float(),
@@ -288,12 +279,7 @@ def decay_weights(student, generator):
             ),
         }
         got = student(types, gamma)
-        same(
-            got,
-            want,
-            {words: answer for words, answer in wrong.items() if not torch.equal(answer, want)},
-            "the tensor of weights",
-        )
+        same(got, want, wrong, "the tensor of weights")
         library = (
             token_weights(types.masked_fill(~label, IGNORE)[None], types[None], gamma, "sum")[0]
             * tokens
@@ -311,5 +297,6 @@ def decay_weights(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your weights by position: a staircase of labels that rises to 1 at the right, nothing elsewhere.",
+        "Your weights by position: a staircase of labels that rises to "
+        "1 at the right, nothing elsewhere.",
     )

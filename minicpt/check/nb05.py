@@ -11,23 +11,16 @@ from .nb04 import coloured, types_of
 FREE = "#0072B2"
 
 
-def differing(wrong: dict, want) -> dict:
-    """Leave out what on this input is no mistake."""
-    return {
-        words: value
-        for words, value in wrong.items()
-        if not torch.allclose(value, want, rtol=1e-3, atol=1e-3)
-    }
-
-
 def loss_case(generator: torch.Generator, shots: int) -> tuple:
-    """Draw a row: arguments of the student's function, its terms, the loss, and typical wrong losses by their words."""
+    """Draw a row: the student's arguments, the terms, their loss, wrong losses by their words."""
     types, V = types_of(generator, shots + 1), 11
-    S, gamma = len(types), float(0.4 + 0.5 * torch.rand(1, generator=generator))
+    S = len(types)
+    gamma = float(0.4 + 0.5 * torch.rand(1, generator=generator))
     ids = torch.randint(0, V, (S,), generator=generator)
     logits = 2 * torch.randn(S, V, generator=generator)
     at = masks.is_label(types).nonzero()[:, 0]
-    zeros = (types % 4 == 0).nonzero()[:, 0]
+    zeros = (~masks.is_updated(types)).nonzero()[:, 0]  # labels and separators
+    example = masks.example_of(types)
     back = torch.arange(len(at)).flip(0)
 
     def losses(where=at, shift=1):
@@ -40,22 +33,19 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
     labels = ids.masked_fill(~masks.is_label(types), IGNORE)
     want = label_loss(logits[None], labels[None], types[None], gamma, "sum")
     wrong = {
-        "off by one: the logits at position s speak about token s + 1, so a label at s is read at s - 1.": weighed(
-            losses(shift=0)
-        ),
+        "off by one: the logits at position s speak about token s + "
+        "1, so a label at s is read at s - 1.": weighed(losses(shift=0)),
         "off by one to the other side: a label at s is read at s - 1, not s - 2.": weighed(
             losses(shift=2)
         ),
-        "the decay is the wrong way round: the last label weighs 1, and the farther back, the less.": weighed(
-            losses(), back.flip(0)
-        ),
+        "the decay is the wrong way round: the last label weighs "
+        "1, and the farther back, the less.": weighed(losses(), back.flip(0)),
         "the last label, the training example's, weighs gamma; it must weigh 1.": weighed(
             losses(), back + 1
         ),
         "gamma is not used: earlier labels weigh less.": losses().sum(),
-        "only the training example's label counts; the context's labels belong to the loss, too.": losses()[
-            -1
-        ],
+        "only the training example's label counts; the "
+        "context's labels belong to the loss, too.": losses()[-1],
         "the training example's label is missing: it is the last one of the row.": want
         - losses()[-1],
         "it is the mean over the labels (PEFT's variant); the paper's loss is the sum.": want
@@ -67,8 +57,14 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
             torch.arange(1, S)
         ).mean(),
         "the separators count as labels: type 0 is a multiple of 4, but no label.": weighed(
-            losses(zeros), (types.max() - types[zeros]) // 4
+            losses(zeros), example.max() - example[zeros]
         ),
+        "the separators count as labels, each as one that "
+        "comes later: ask for types > 0, too.": weighed(
+            losses(zeros), torch.arange(len(zeros)).flip(0)
+        ),
+        "the separators count as labels, weighed by the labels "
+        "after them: ask for types > 0, too.": weighed(losses(zeros), (at > zeros[:, None]).sum(1)),
         "the sign is turned: a loss is positive, it is the negative log-probability.": -want,
     }
     return (logits, ids, types, gamma), gamma ** back.float() * losses(), want, wrong
@@ -76,7 +72,7 @@ def loss_case(generator: torch.Generator, shots: int) -> tuple:
 
 @checker("05.1")
 def row_loss(student, generator):
-    """Sum over the row's labels of gamma^(labels after it) times the cross-entropy, read one place before."""
+    """Sum of gamma^(labels after it) times each label's cross-entropy, read one place before."""
     import matplotlib.pyplot as plt
 
     given, terms, want, wrong = zip(*(loss_case(generator, shots) for shots in (4, 2, 3)))
@@ -106,7 +102,8 @@ def row_loss(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your loss as one bar: a blue part for each context label, an orange one for the training label.",
+        "Your loss as one bar: a blue part for each context label, an "
+        "orange one for the training label.",
     )
 
 
@@ -126,9 +123,8 @@ def freeze(student, generator):
 
         want = rows(free)
         wrong = {
-            "the labels still have a gradient: types 4, 8, 12, ... are the answers and must not move.": rows(
-                free | labels
-            ),
+            "the labels still have a gradient: types 4, 8, 12, ... "
+            "are the answers and must not move.": rows(free | labels),
             "the separators still have a gradient: type 0 must not move.": rows(
                 free | (types == 0)
             ),
@@ -136,29 +132,29 @@ def freeze(student, generator):
             "it is the wrong way round: labels and separators are the rows that become zero.": rows(
                 ~free
             ),
-            "only the first example's label is frozen: labels are all types that are multiples of 4.": rows(
-                (types > 0) & (types != 4)
-            ),
+            "only the first example's label is frozen: labels are "
+            "all types that are multiples of 4.": rows((types > 0) & (types != 4)),
             "only the inputs keep their gradient; the templates move, too.": rows(
                 masks.is_input(types)
             ),
-            "the templates are multiplied by their role: use a mask of zeros and ones, not `types % 4` itself.": rows(
-                types % 4
-            ),
+            "the templates are multiplied by their role: use a mask of "
+            "zeros and ones, not `types % 4` itself.": rows(types % 4),
         }
         got = student(gradient, types)
         expect(
             not isinstance(got, torch.Tensor) or got.shape != (int(free.sum()), D),
-            "the frozen rows were cut out; they stay, as zeros, so that the result is (P, D) again.",
+            "the frozen rows were cut out; they stay, as zeros, "
+            "so that the result is (P, D) again.",
         )
-        same(got, want, differing(wrong, want), "the gradient")
+        same(got, want, wrong, "the gradient")
     figure, panel = plt.subplots(figsize=(7, 2.2), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     panel.set(xlabel="position in the context", ylabel="norm of the gradient")
     plt.close(figure)
     return (
         figure,
-        "Norm of the gradient that is left, coloured by role: gaps where labels and separators are frozen.",
+        "Norm of the gradient that is left, coloured by role: gaps "
+        "where labels and separators are frozen.",
     )
 
 
@@ -176,20 +172,16 @@ def project_tokens(student, generator):
         want = project(delta, epsilon)
         short = norm <= e
         wrong = {
-            "all tokens are projected together, by one factor: every token has its own ball and its own factor.": project_together(
-                delta, epsilon
-            ),
-            "all tokens share one factor, from the norm of the whole delta: take the norm of each row, dim=1.": delta
-            * (e / delta.norm().clamp(min=e)),
-            "every row is scaled to its radius, also those inside the ball: they stay as they are.": delta
-            / norm
-            * e,
-            "every number is clamped by itself: that is a box; the ball limits the norm of the row.": delta.clamp(
-                -e, e
-            ),
-            "rows inside are scaled up and rows outside stay: it is the wrong way round.": torch.where(
-                short, delta / norm * e, delta
-            ),
+            "all tokens are projected together, by one factor: every token "
+            "has its own ball and its own factor.": project_together(delta, epsilon),
+            "all tokens share one factor, from the norm of the whole "
+            "delta: take the norm of each row, dim=1.": delta * (e / delta.norm().clamp(min=e)),
+            "every row is scaled to its radius, also those "
+            "inside the ball: they stay as they are.": delta / norm * e,
+            "every number is clamped by itself: that is a box; "
+            "the ball limits the norm of the row.": delta.clamp(-e, e),
+            "rows inside are scaled up and rows "
+            "outside stay: it is the wrong way round.": torch.where(short, delta / norm * e, delta),
             "long rows come out with norm 1; their radius is epsilon.": torch.where(
                 short, delta, delta / norm
             ),
@@ -206,10 +198,11 @@ def project_tokens(student, generator):
         columns = delta.norm(dim=0)
         if P >= D:
             wrong[
-                "the norm runs over the tokens (dim=0); each token's norm runs over its D numbers, dim=1."
+                "the norm runs over the tokens (dim=0); each token's "
+                "norm runs over its D numbers, dim=1."
             ] = delta * (e / torch.maximum(columns, e))
         got = student(delta, epsilon)
-        same(got, want, differing(wrong, want), "the projected delta")
+        same(got, want, wrong, "the projected delta")
         if D == 2:
             drawn = delta, got, epsilon
     zero = student(torch.zeros(2, 3), torch.ones(2))
@@ -246,9 +239,8 @@ def training_step(student, generator):
         P, D, lr = len(types), 4, float(0.2 + 0.3 * torch.rand(1, generator=generator))
         free = masks.is_updated(types)[:, None]
         epsilon = 0.6 + 0.4 * torch.rand(P, generator=generator)
-        size = torch.linspace(0.2, 7, P)[
-            torch.randperm(P, generator=generator)
-        ]  # some steps stay inside their ball
+        order = torch.randperm(P, generator=generator)
+        size = torch.linspace(0.2, 7, P)[order]  # some steps stay inside their ball
         gradient = size[:, None] * torch.randn(P, D, generator=generator)
         delta = project(torch.randn(P, D, generator=generator), 0.9 * epsilon) * free
 
@@ -257,9 +249,8 @@ def training_step(student, generator):
 
         want = ball(delta - lr * gradient * free)
         wrong = {
-            "it goes up: the step must go against the gradient, with a minus. (With a plus it is an attack.)": ball(
-                delta + lr * gradient * free
-            ),
+            "it goes up: the step must go against the gradient, with a "
+            "minus. (With a plus it is an attack.)": ball(delta + lr * gradient * free),
             "the labels and separators moved: freeze their gradient before the step.": ball(
                 delta - lr * gradient
             ),
@@ -271,12 +262,10 @@ def training_step(student, generator):
             ),
             "nothing was projected: after the step each row goes back into its ball.": delta
             - lr * gradient * free,
-            "the projection comes before the step; it must come after, or the step leads out of the ball.": ball(
-                delta
-            )
-            - lr * gradient * free,
-            "the step is projected, not the new delta: what counts is how far a token is from its word in all.": delta
-            + ball(-lr * gradient * free),
+            "the projection comes before the step; it must come after, "
+            "or the step leads out of the ball.": ball(delta) - lr * gradient * free,
+            "the step is projected, not the new delta: what counts is how "
+            "far a token is from its word in all.": delta + ball(-lr * gradient * free),
             "the gradient is projected, not the new delta.": delta - lr * ball(gradient * free),
             "the new delta forgets the old one: a step starts from where delta is.": ball(
                 -lr * gradient * free
@@ -287,7 +276,7 @@ def training_step(student, generator):
             ),
         }
         got = student(delta, gradient, types, epsilon, lr)
-        same(got, want, differing(wrong, want), "the new delta")
+        same(got, want, wrong, "the new delta")
     figure, panel = plt.subplots(figsize=(7, 2.4), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     x = torch.arange(P)
@@ -298,5 +287,6 @@ def training_step(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Norm of each token's delta after your step, under its radius; labels and separators stayed at 0.",
+        "Norm of each token's delta after your step, under its radius; "
+        "labels and separators stayed at 0.",
     )

@@ -8,7 +8,6 @@ from ..core.projection import project, project_together
 from ..methods.context_tuning import examples_of, visible
 from .engine import checker, expect, same
 from .nb04 import types_of
-from .nb05 import differing
 
 DOWN, UP = "#0072B2", "#D55E00"
 
@@ -23,7 +22,8 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
         P, D, generator=generator
     )
     outward = normalize(point[: P // 2] - centre[: P // 2], dim=1)
-    # half of the points would leave the ball; the first lies outside already, so far along an axis that a box shows
+    # half of the points would leave the ball; the first lies outside already, so far along an axis
+    # that a box shows
     outward[0] = normalize(torch.tensor([1.0] + [0.2] * (D - 1)), dim=0)
     far = torch.tensor([1.6] + [0.95] * (P // 2 - 1))
     point[: P // 2] = centre[: P // 2] + (far * epsilon[: P // 2])[:, None] * outward
@@ -42,28 +42,24 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
             moved(factor=-sign)
         ),
         "nothing was projected: after the step each token goes back into its ball.": moved(),
-        "the projection comes before the step; it must come after, or the step leads out of the ball.": moved(
-            start=ball(point)
-        ),
-        "the point itself is projected: the ball is around the centre, not around zero. Project point - centre.": project(
-            moved(), epsilon
-        ),
-        "the centre is missing: what is projected is the distance to it; add the centre again.": project(
-            moved() - centre, epsilon
-        ),
-        "every number is clamped by itself: that is a box (the ball of the maximum norm); this ball limits the "
+        "the projection comes before the step; it must come after, "
+        "or the step leads out of the ball.": moved(start=ball(point)),
+        "the point itself is projected: the ball is around the centre, not "
+        "around zero. Project point - centre.": project(moved(), epsilon),
+        "the centre is missing: what is projected is the "
+        "distance to it; add the centre again.": project(moved() - centre, epsilon),
+        "every number is clamped by itself: that is a box (the "
+        "ball of the maximum norm); this ball limits the "
         "Euclidean norm of a token's delta.": centre + (moved() - centre).clamp(-e, e),
         "the gradient's length is still in the step: divide each row by its norm.": ball(
             moved(gradient)
         ),
-        "the gradient is divided by its norm over all tokens: each token has a step of its own, dim=1.": ball(
-            moved(gradient / gradient.norm())
-        ),
-        "this is the step with the gradient's signs (FGSM, for the box); this one goes along the gradient itself.": ball(
-            moved(gradient.sign())
-        ),
-        "the step is projected, not the new delta: what counts is how far a token is from its centre in all.": point
-        + project(sign * length * unit, epsilon),
+        "the gradient is divided by its norm over all tokens: each "
+        "token has a step of its own, dim=1.": ball(moved(gradient / gradient.norm())),
+        "this is the step with the gradient's signs (FGSM, for the box); this "
+        "one goes along the gradient itself.": ball(moved(gradient.sign())),
+        "the step is projected, not the new delta: what counts is how far "
+        "a token is from its centre in all.": point + project(sign * length * unit, epsilon),
         "the step starts from the centre; it starts from where the point is.": ball(
             moved(start=centre)
         ),
@@ -76,7 +72,7 @@ def step_case(generator: torch.Generator, P: int, D: int, sign: int) -> tuple:
 
 @checker("06.1")
 def pgd_step(student, generator):
-    """Step of one length along each row's gradient, up or down, then back into the ball around the centre."""
+    """Step of one length along each row's gradient, up or down, then back into the ball."""
     import matplotlib.pyplot as plt
 
     always = {
@@ -96,7 +92,7 @@ def pgd_step(student, generator):
                 always[-given[-1]] if words == turned else words: value
                 for words, value in wrong.items()
             }
-        same(answer, want, differing(wrong, want), "the new point")
+        same(answer, want, wrong, "the new point")
     (point, gradient, centre, epsilon, length, sign), _, _ = cases[0]
     point = centre + project(point - centre, 0.9 * epsilon)
     still = student(point, torch.zeros_like(gradient), centre, epsilon, length, sign)
@@ -124,7 +120,8 @@ def pgd_step(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your steps from open to filled marks, triangles up and circles down; none ends outside the circle.",
+        "Your steps from open to filled marks, triangles up and circles "
+        "down; none ends outside the circle.",
     )
 
 
@@ -145,26 +142,26 @@ def hide_twin(student, generator):
         separator = types == 0
         careless = torch.where(types > 0, types // 4, -1).cummax(0).values
         wrong = {
-            "it is the wrong way round: True is where the row may look, and it may look everywhere but at its twin.": ~want,
-            "the twin's separators are still visible: a separator belongs to the example before it.": want
-            | separator,
+            "it is the wrong way round: True is where the row may look, and it "
+            "may look everywhere but at its twin.": ~want,
+            "the twin's separators are still visible: a "
+            "separator belongs to the example before it.": want | separator,
             "all separators are hidden, in every row; only the twin's own may be.": want
             & ~separator,
-            "only the twin's label is hidden: the whole example must go, text and templates, too.": ~(
-                ~want & is_label(types)
-            ),
+            "only the twin's label is hidden: the whole "
+            "example must go, text and templates, too.": ~(~want & is_label(types)),
             "only the twin's label is visible to be copied still: hide that, too.": want
             | is_label(types),
-            "off by one: the example after the twin is hidden. Rows and examples both count from 0.": example
-            != own + 1,
-            "off by one: the example before the twin is hidden. Rows and examples both count from 0.": example
-            != own - 1,
+            "off by one: the example after the twin is hidden. "
+            "Rows and examples both count from 0.": example != own + 1,
+            "off by one: the example before the twin is hidden. "
+            "Rows and examples both count from 0.": example != own - 1,
             "the examples after the twin are hidden, too; only the twin must be.": example < own,
             "the examples before the twin are hidden, too; only the twin must be.": example > own,
-            "labels go with the wrong example: a label has type 4 * (i + 1), so count with (types - 1) // 4.": careless
-            != own,
-            "row b hides example b; it must hide example rows[b]: a batch comes in any order.": example
-            != torch.arange(len(rows))[:, None],
+            "labels go with the wrong example: a label has type 4 * (i + "
+            "1), so count with (types - 1) // 4.": careless != own,
+            "row b hides example b; it must hide example "
+            "rows[b]: a batch comes in any order.": example != torch.arange(len(rows))[:, None],
             "nothing is hidden.": torch.ones_like(want),
         }
         got = student(types, rows)
@@ -190,5 +187,6 @@ def hide_twin(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your mask: a line for each training row, light where it may look, dark at its own example.",
+        "Your mask: a line for each training row, light where it "
+        "may look, dark at its own example.",
     )

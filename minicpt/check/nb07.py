@@ -1,4 +1,4 @@
-"""Checkers of notebook 07: pooling that reads neither padding nor the answer; the learned rational activation."""
+"""Checkers of notebook 07: pooling without padding and answer; the learned rational activation."""
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,12 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
 
 def pool_case(generator: torch.Generator, T: int) -> tuple:
-    """Draw z (B, T, m), queries (m, S), mask and answer (B, T); one row, with padding, is a query without an answer."""
+    """Draw z (B, T, m), queries (m, S), mask and answer (B, T); one row has no answer."""
     B, m, S = 3, 5, 2
     order = torch.randperm(B, generator=generator)
     end = T - torch.tensor([0, 1, 3])[order]  # rows differ in their padding
-    begin = (
-        end - 2 - torch.randint(1, 3, (B,), generator=generator)
-    )  # an answer of 1 or 2 tokens, more text behind it
+    # an answer of 1 or 2 tokens, more text behind it
+    begin = end - 2 - torch.randint(1, 3, (B,), generator=generator)
     place = torch.arange(T)
     mask = place < end[:, None]
     answer = mask & (place >= begin[:, None]) & (place < end[:, None] - 2) & (order < 2)[:, None]
@@ -26,7 +25,7 @@ def pool_case(generator: torch.Generator, T: int) -> tuple:
 
 @checker("07.1")
 def pool_instruction(student, generator):
-    """Softmax over the tokens before the answer, padding left out; each query takes its own weighted mean."""
+    """Softmax over the tokens before the answer, no padding; a weighted mean for each query."""
     import matplotlib.pyplot as plt
 
     for T in (9, 12):
@@ -44,27 +43,23 @@ def pool_instruction(student, generator):
         want = iapt.pool(z, queries, before)
         mean = (z * before[:, :, None]).sum(1, keepdim=True) / before.sum(1)[:, None, None]
         wrong = {
-            "padding is pooled, in the row that has no answer: leave out the tokens at which `mask` is False.": pooled(
-                answer.cumsum(1) == 0
-            ),
-            "the answer is pooled: a generator that reads it learns to copy it. Pool only what stands before it.": pooled(
-                mask
-            ),
-            "only the answer's own tokens are left out; what stands behind them has read them. Pool only what stands "
-            "before the first of them.": pooled(mask & ~answer),
+            "padding is pooled, in the row that has no answer: leave out "
+            "the tokens at which `mask` is False.": pooled(answer.cumsum(1) == 0),
+            "the answer is pooled: a generator that reads it learns to copy "
+            "it. Pool only what stands before it.": pooled(mask),
+            "only the answer's own tokens are left out; what stands behind them has read them. "
+            "Pool only what stands before the first of them.": pooled(mask & ~answer),
             "padding and answer are both pooled: use `mask` and `answer`.": pooled(
                 torch.ones_like(mask)
             ),
-            "the softmax runs over the queries; each query spreads its weights over the tokens, dim=1.": pooled(
-                before, dim=2
-            ),
-            "it is the plain mean of the tokens: weigh them by the softmax of z @ queries.": mean.expand(
-                -1, queries.shape[1], -1
-            ),
-            "tokens that are left out get a score of 0, but exp(0) is 1, not 0: set their score to -inf before the "
-            "softmax.": (scores * before[:, :, None]).softmax(1).mT @ z,
-            "the weights are set to zero after the softmax, so they do not add up to 1 any more: set the scores to -inf "
-            "before it.": (scores.softmax(1) * before[:, :, None]).mT @ z,
+            "the softmax runs over the queries; each query spreads "
+            "its weights over the tokens, dim=1.": pooled(before, dim=2),
+            "it is the plain mean of the tokens: weigh "
+            "them by the softmax of z @ queries.": mean.expand(-1, queries.shape[1], -1),
+            "tokens that are left out get a score of 0, but exp(0) is 1, not 0: set their "
+            "score to -inf before the softmax.": (scores * before[:, :, None]).softmax(1).mT @ z,
+            "the weights are set to zero after the softmax, so they do not add up to 1 any more: "
+            "set the scores to -inf before it.": (scores.softmax(1) * before[:, :, None]).mT @ z,
             "there is no softmax: the scores are used as weights.": (scores * before[:, :, None]).mT
             @ z,
             "the scores are divided by √m, as in attention; this formula does not.": pooled(
@@ -79,9 +74,8 @@ def pool_instruction(student, generator):
             "softmax must run over the tokens, dim=1, not over the queries.",
         )
         same(got, want, wrong, "the result")
-    eye = torch.eye(T).expand(
-        len(z), T, T
-    )  # tokens that are unit vectors give the weights themselves
+    # tokens that are unit vectors give the weights themselves
+    eye = torch.eye(T).expand(len(z), T, T)
     A = student(eye, 1.5 * torch.randn(T, 2, generator=generator), mask, answer)  # (B, S, T)
     figure, panels = plt.subplots(len(z), 1, figsize=(6, 3), sharex=True, layout="constrained")
     for row, panel in enumerate(panels):
@@ -102,8 +96,8 @@ def pool_instruction(student, generator):
     panels[0].set_title("weight of each token, a line a query")
     plt.close(figure)
     return figure, (
-        "Weights of your pooling for three texts, two queries each: dark cells only before the answer; "
-        "answer, what stands behind it, and padding are white."
+        "Weights of your pooling for three texts, two queries each: dark cells only before the "
+        "answer; answer, what stands behind it, and padding are white."
     )
 
 
@@ -116,9 +110,8 @@ def rational(student, generator):
         x = torch.linspace(-2, 2, 8).view(2, 4) + 0.2 * torch.rand(2, 4, generator=generator)
         a = torch.randn(n, generator=generator)
         b = 0.3 + torch.rand(d, generator=generator)
-        b = b * (
-            1 - 2 * (torch.arange(d) % 2)
-        )  # signs that alternate: the terms' absolute values are another sum
+        # signs that alternate: the terms' absolute values are another sum
+        b = b * (1 - 2 * (torch.arange(d) % 2))
 
         def powers(c, first, x=x):
             return sum(c[i] * x ** (first + i) for i in range(len(c)))
@@ -131,19 +124,18 @@ def rational(student, generator):
             / bottom.abs(),
             "the absolute value is missing: where the sum is -1 the denominator is zero.": top
             / (1 + bottom),
-            "each term of the denominator has its own absolute value; here it is the absolute value of the sum.": top
-            / (1 + each),
-            "the absolute value is around the whole denominator: 1 + |…| is at least 1, |1 + …| may be 0.": top
-            / (1 + bottom).abs(),
+            "each term of the denominator has its own absolute value; here "
+            "it is the absolute value of the sum.": top / (1 + each),
+            "the absolute value is around the whole denominator: 1 + "
+            "|…| is at least 1, |1 + …| may be 0.": top / (1 + bottom).abs(),
             "the numerator's coefficients are reversed: a[0] is the constant term.": powers(
                 a.flip(0), 0
             )
             / (1 + bottom.abs()),
             "the denominator's coefficients are reversed: b[0] belongs to x.": top
             / (1 + powers(b.flip(0), 1).abs()),
-            "both lists of coefficients are reversed: a[0] is the constant term, b[0] belongs to x.": powers(
-                a.flip(0), 0
-            )
+            "both lists of coefficients are reversed: a[0] is "
+            "the constant term, b[0] belongs to x.": powers(a.flip(0), 0)
             / (1 + powers(b.flip(0), 1).abs()),
             "the denominator begins with a constant: b[0] belongs to x¹, not to x⁰.": top
             / (1 + powers(b, 0).abs()),
@@ -158,7 +150,8 @@ def rational(student, generator):
     got = student(half, a, b)
     expect(
         got.dtype == torch.float32 and torch.allclose(got, iapt.rational(half, a, b), atol=1e-3),
-        "in half precision x⁶ overflows from x = 6.4 on (the largest number is 65504): begin with x.float().",
+        "in half precision x⁶ overflows from x = 6.4 on (the largest "
+        "number is 65504): begin with x.float().",
     )
     x = torch.linspace(-8, 8, 200)
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -170,5 +163,6 @@ def rational(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Your function with the library's coefficients lies on GELU; with another denominator it bends away.",
+        "Your function with the library's coefficients lies on GELU; with "
+        "another denominator it bends away.",
     )

@@ -7,7 +7,7 @@ from .engine import NotYet, checker, expect, same
 
 
 def refusal(student, *arguments):
-    """Call the student's function: what it returns, or the type's name of the error that it raised, as a str."""
+    """Call the student's function: what it returns, or the name of the error that it raised."""
     try:
         return student(*arguments)
     except NotYet as wrong:
@@ -18,7 +18,7 @@ def refusal(student, *arguments):
 
 @checker("08.1")
 def recover_delta(student, generator):
-    """The saved sum minus the embeddings of the context's ids; ValueError if a row is outside its ball, rounding aside."""
+    """The saved sum minus the words' embeddings; ValueError if a row is well outside its ball."""
     import matplotlib.pyplot as plt
 
     V, P, D = 20, 9, 6
@@ -31,30 +31,32 @@ def recover_delta(student, generator):
     centre = words[ids]
     frozen = torch.arange(P) % 3 == 2  # labels and separators
     radius = torch.where(frozen, 1e-10, 0.5 + torch.rand(P, generator=generator))
-    share, free = torch.zeros(P), (~frozen).nonzero()[:, 0]
-    share[free[torch.randperm(len(free), generator=generator)]] = torch.linspace(
-        0.2, 1, len(free)
-    )  # 1: on the surface
+    share = torch.zeros(P)
+    free = (~frozen).nonzero()[:, 0]
+    order = torch.randperm(len(free), generator=generator)
+    share[free[order]] = torch.linspace(0.2, 1, len(free))  # 1: on the surface
     delta = torch.randn(P, D, generator=generator)
     delta = delta / delta.norm(dim=1, keepdim=True) * (share * radius)[:, None]
     cases = {
-        "it refuses a prompt whose deltas are all inside their balls or on the surface, where rounding puts some a hair "
-        "outside: allow 1 % of the centre's norm plus the radius.": centre + delta,
-        "it refuses a prompt saved in bfloat16, because of its rounding: even a label, of radius 10⁻¹⁰, is then a little "
-        "off; allow 1 % of the centre's norm plus the radius.": (centre + delta).bfloat16().float(),
+        "it refuses a prompt whose deltas are all inside their balls or on "
+        "the surface, where rounding puts some a hair outside: allow 1 % of "
+        "the centre's norm plus the radius.": centre + delta,
+        "it refuses a prompt saved in bfloat16, because of its rounding: "
+        "even a label, of radius 10⁻¹⁰, is then a little off; allow 1 % of "
+        "the centre's norm plus the radius.": (centre + delta).bfloat16().float(),
     }
     for words_for_it, saved in cases.items():
         want = saved - centre
         wrong = {
             "it is the saved sum itself: take the embeddings of the context's tokens away.": saved,
             "the sign is turned: the sum minus the embeddings is delta.": -want,
-            "the centre is the first P rows of the embedding matrix; it is the rows of the context's ids, words[ids].": saved
-            - words[:P],
+            "the centre is the first P rows of the embedding matrix; it is the "
+            "rows of the context's ids, words[ids].": saved - words[:P],
             "the embeddings are added; the saved tensor is already embedding plus delta.": saved
             + centre,
             "it is measured in radii: delta is the plain difference.": want / radius[:, None],
-            "it is projected: that would also pull a delta from far outside back in silence. Return the difference, or "
-            "raise ValueError.": project(want, radius),
+            "it is projected: that would also pull a delta from far outside back in silence. "
+            "Return the difference, or raise ValueError.": project(want, radius),
         }
         got = refusal(student, saved, ids, words, radius)
         expect(
@@ -75,12 +77,12 @@ def recover_delta(student, generator):
         if isinstance(got, torch.Tensor) and got.shape == one.shape:
             expect(
                 got[at].norm() > 0.95 * one[at].norm(),
-                "a token outside its ball is pulled back in silence: that is another prompt than the one saved. Raise "
-                "ValueError instead.",
+                "a token outside its ball is pulled back in silence: that is another prompt than "
+                "the one saved. Raise ValueError instead.",
             )
             raise NotYet(
-                "a token outside its own ball is not refused: raise ValueError if *any* row's norm is above its "
-                "radius, not the norm of the whole, and not their mean."
+                "a token outside its own ball is not refused: raise ValueError if *any* row's norm "
+                "is above its radius, not the norm of the whole, and not their mean."
             )
         expect(
             got == "ValueError",
@@ -90,7 +92,8 @@ def recover_delta(student, generator):
     moved[frozen] += 0.5 * moved[frozen] / moved[frozen].norm(dim=1, keepdim=True)
     expect(
         refusal(student, moved, ids, words, radius) == "ValueError",
-        "a label that moved is not refused: its radius is 10⁻¹⁰, and its row counts like every other.",
+        "a label that moved is not refused: its radius is 10⁻¹⁰, "
+        "and its row counts like every other.",
     )
     figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
     x = torch.arange(P).numpy()

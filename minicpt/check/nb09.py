@@ -7,7 +7,7 @@ from .engine import NotYet, checker, expect, same
 
 @checker("09.1")
 def cache_size(student, generator):
-    """Keys and values (2) x layers x rows x tokens x key-value heads x width of a head x bytes of a number."""
+    """2 (keys, values) x layers x rows x tokens x key-value heads x width of a head x itemsize."""
     import matplotlib.pyplot as plt
 
     def draw(low, high):
@@ -24,8 +24,8 @@ def cache_size(student, generator):
         wrongs.append(
             {
                 "factor 2 is missing: a cache holds keys and values.": want // 2,
-                "every query head has keys and values of its own here; with grouped heads only `kv_heads` of them are kept.": want
-                * share,
+                "every query head has keys and values of its own here; with grouped "
+                "heads only `kv_heads` of them are kept.": want * share,
                 "the rows are missing: each sequence scored at once has a cache.": want // rows,
                 "the bytes of a number are missing: you counted numbers.": want // itemsize,
                 "a number takes `itemsize` bytes, not always 4.": want // itemsize * 4,
@@ -33,10 +33,10 @@ def cache_size(student, generator):
                 "the layers are missing: each keeps keys and values of its own.": want // layers,
                 "the tokens are missing.": want // tokens,
                 "a head is not as wide as the model: width // heads.": want * heads,
-                "the width is divided by the key-value heads; it is shared by the query heads, width // heads.": want
-                * share,
-                "the tokens are squared: that is the matrix of attention weights, which is not kept.": want
-                * tokens,
+                "the width is divided by the key-value heads; it is shared "
+                "by the query heads, width // heads.": want * share,
+                "the tokens are squared: that is the matrix of "
+                "attention weights, which is not kept.": want * tokens,
                 "these are bits: eight to a byte, and `itemsize` is in bytes already.": want * 8,
                 "these are GiB: return bytes.": want / 2**30,
             }
@@ -65,7 +65,8 @@ def cache_size(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Cache of 64 rows by the number of key-value heads: half the heads, half the bar; Llama 3's is 8.",
+        "Cache of 64 rows by the number of key-value heads: half the "
+        "heads, half the bar; Llama 3's is 8.",
     )
 
 
@@ -95,8 +96,9 @@ def accumulated_gradient(student, generator):
             if losses.requires_grad:
                 if set(running) - done:
                     raise NotYet(
-                        "the activations of several rows are kept at once, which is what cutting should avoid: "
-                        "call backward (or autograd.grad) for a row before you ask for the next."
+                        "the activations of several rows are kept at once, which is "
+                        "what cutting should avoid: call backward (or autograd.grad) "
+                        "for a row before you ask for the next."
                     )
                 running.append(row)
                 losses.register_hook(lambda _: done.add(row))
@@ -114,10 +116,11 @@ def accumulated_gradient(student, generator):
         want = gradient(lambda losses: torch.cat(losses).mean())
         means = gradient(lambda losses: torch.stack([loss.mean() for loss in losses]).mean())
         wrong = {
-            "it is the mean of the rows' means: a label in a row of many counts less than a label in a row of one. Add "
-            "the sums, and divide by the number of all labels at the end.": means,
-            "the rows' means are added up: add their sums, and divide by the number of all labels.": means
-            * len(counts),
+            "it is the mean of the rows' means: a label in a row of many "
+            "counts less than a label in a row of one. Add the sums, and "
+            "divide by the number of all labels at the end.": means,
+            "the rows' means are added up: add their sums, and "
+            "divide by the number of all labels.": means * len(counts),
             "it is the sum over all labels: divide by their number.": want * n,
             "the sum is divided by the number of rows: divide by the number of labels.": want
             * n
@@ -126,9 +129,8 @@ def accumulated_gradient(student, generator):
                 lambda losses: losses[-1].sum()
             )
             / n,
-            "only the last row's gradient is left, as its mean: gradients must add up over the rows.": gradient(
-                lambda losses: losses[-1].mean()
-            ),
+            "only the last row's gradient is left, as its mean: "
+            "gradients must add up over the rows.": gradient(lambda losses: losses[-1].mean()),
             "only the first row is used.": gradient(lambda losses: losses[0].sum()) / n,
             "the sign is turned: return the gradient, not the step.": -want,
         }
@@ -149,5 +151,6 @@ def accumulated_gradient(student, generator):
     plt.close(figure)
     return (
         figure,
-        "The gradient's four numbers: yours as high as all rows' at once, the mean of means elsewhere.",
+        "The gradient's four numbers: yours as high as all rows' at "
+        "once, the mean of means elsewhere.",
     )

@@ -66,9 +66,8 @@ def valid_draw(chosen, labels: list[str], K: int) -> None:
     behind = min((drawn[name] for name in there if drawn[name] < there[name]), default=K)
     expect(
         max(drawn.values(), default=0) <= behind + 1,
-        "the classes do not take turns: some class has "
-        f"{max(drawn.values(), default=0)} examples while another, with rows left, has {behind}. Distinct classes "
-        "first.",
+        f"the classes do not take turns: some class has {max(drawn.values(), default=0)} examples "
+        f"while another, with rows left, has {behind}. Distinct classes first.",
     )
 
 
@@ -97,8 +96,8 @@ def draw_shots(student, generator):
     fair = DRAWS * 2 / 5
     expect(
         all(abs(by_class[name] - fair) < fair / 2 for name in {*labels}),
-        "with K = 2 of 5 classes some come far "
-        "more often than others, or always: which classes stand among the K must be left to chance.",
+        "with K = 2 of 5 classes some come far more often than others, or always: which classes "
+        "stand among the K must be left to chance.",
     )
     by_row = Counter(i for chosen in each for i in chosen)
     fair = DRAWS / 6
@@ -159,22 +158,17 @@ def paired_interval(student, generator):
             return [values.mean(), values.mean() - half, values.mean() + half]
 
         wrong = {
-            "1.96 is for known spreads or many seeds; few seeds need Student's t, stats.t.ppf(0.975, n - 1).": around(
-                1.96 * error
-            ),
-            "the standard deviation is divided by n: say ddof=1, so that it is divided by n - 1.": around(
-                t * d.std() / np.sqrt(n)
-            ),
-            "1.96 and ddof=0, two mistakes: Student's t, and a standard deviation divided by n - 1.": around(
-                1.96 * d.std() / np.sqrt(n)
-            ),
-            "the square root of n is missing: that is the spread of single differences, not of their mean.": around(
-                t * d.std(ddof=1)
-            ),
+            "1.96 is for known spreads or many seeds; few seeds need "
+            "Student's t, stats.t.ppf(0.975, n - 1).": around(1.96 * error),
+            "the standard deviation is divided by n: say "
+            "ddof=1, so that it is divided by n - 1.": around(t * d.std() / np.sqrt(n)),
+            "1.96 and ddof=0, two mistakes: Student's t, and a "
+            "standard deviation divided by n - 1.": around(1.96 * d.std() / np.sqrt(n)),
+            "the square root of n is missing: that is the spread of "
+            "single differences, not of their mean.": around(t * d.std(ddof=1)),
             "it divides by n instead of its square root.": around(t * d.std(ddof=1) / n),
-            "that is the prediction interval, for one more split; the interval of the mean is asked for.": around(
-                t * d.std(ddof=1) * np.sqrt(1 + 1 / n)
-            ),
+            "that is the prediction interval, for one more split; the "
+            "interval of the mean is asked for.": around(t * d.std(ddof=1) * np.sqrt(1 + 1 / n)),
             "0.95 in t.ppf leaves 5 % on each side: 95 % in the middle need 0.975.": around(
                 stats.t.ppf(0.95, n - 1) * error
             ),
@@ -213,17 +207,19 @@ def paired_interval(student, generator):
     plt.close(figure)
     return (
         figure,
-        "The differences of eight splits as dots, below them your interval as a bar around their mean.",
+        "The differences of eight splits as dots, below them your "
+        "interval as a bar around their mean.",
     )
 
 
 @checker("10.3")
 def holm(student, generator):
-    """Step down: the smallest p times m, the next times m - 1, ...; a running maximum, at most 1, in the order of p."""
+    """The smallest p times m, the next times m - 1, ...; a running maximum, at most 1, put back."""
     import matplotlib.pyplot as plt
 
     for m in (8, 5, 12):
-        # two that nearly tie, so that without the running maximum the second falls below the first; 0.6 · 2 passes 1
+        # two that nearly tie, so that without the running maximum the second falls below the first;
+        # 0.6 · 2 passes 1
         u = torch.rand(m - 4, generator=generator, dtype=torch.float64).numpy()
         ordered = np.sort(np.array([0.004, 0.00401, *(0.006 + 0.2 * u), 0.6, 0.7]))
         order = np.arange(m)
@@ -243,21 +239,18 @@ def holm(student, generator):
 
         ranked = np.minimum.accumulate((ordered * m / np.arange(1, m + 1))[::-1])[::-1]
         wrong = {
-            "that is Bonferroni: every p times m. Holm's factor falls, m for the smallest, then m - 1, ..., 1.": back(
-                np.minimum(ordered * m, 1)
-            ),
+            "that is Bonferroni: every p times m. Holm's factor falls, m "
+            "for the smallest, then m - 1, ..., 1.": back(np.minimum(ordered * m, 1)),
             "that is Bonferroni, and above 1: every p times m.": back(ordered * m),
-            "the running maximum is missing: an adjusted p must not fall below that of a smaller p.": back(
-                np.minimum(down, 1)
-            ),
+            "the running maximum is missing: an adjusted p must "
+            "not fall below that of a smaller p.": back(np.minimum(down, 1)),
             "the running maximum is missing, and the limit of 1.": back(down),
             "some are above 1: they are probabilities, cut them off at 1.": back(
                 np.maximum.accumulate(down)
             ),
             "they come back sorted: return them in the order of p.": right.tolist(),
-            "they are put back the wrong way: `result[order] = sorted values`, not `sorted values[order]`.": right[
-                order
-            ].tolist(),
+            "they are put back the wrong way: `result[order] = sorted "
+            "values`, not `sorted values[order]`.": right[order].tolist(),
             "nothing was corrected: these are the p-values as they were.": p.tolist(),
             "the factors are the wrong way round: m for the smallest p, 1 for the largest.": back(
                 np.minimum(np.maximum.accumulate(ordered * factors[::-1]), 1)
@@ -265,12 +258,12 @@ def holm(student, generator):
             "the factors follow the order of `p`, not the sorted one: sort first.": np.minimum(
                 p * factors, 1
             ).tolist(),
-            "that is Hochberg's, a running minimum from the largest down; Holm's is a running maximum from below.": back(
+            "that is Hochberg's, a running minimum from the largest down; "
+            "Holm's is a running maximum from below.": back(
                 np.minimum(np.minimum.accumulate(down[::-1])[::-1], 1)
             ),
-            "that is Benjamini and Hochberg's false discovery rate, another promise: Holm's factors are m, ..., 2, 1.": back(
-                np.minimum(ranked, 1)
-            ),
+            "that is Benjamini and Hochberg's false discovery rate, another "
+            "promise: Holm's factors are m, ..., 2, 1.": back(np.minimum(ranked, 1)),
             "the factors begin at m - 1: the smallest p is multiplied by m.": back(
                 np.minimum(np.maximum.accumulate(ordered * (factors - 1)), 1)
             ),
@@ -291,5 +284,6 @@ def holm(student, generator):
     plt.close(figure)
     return (
         figure,
-        "p-values in sorted order as dots, your adjusted ones as squares above them that never fall.",
+        "p-values in sorted order as dots, your adjusted ones as "
+        "squares above them that never fall.",
     )

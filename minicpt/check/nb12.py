@@ -33,7 +33,7 @@ def failing(student, path: Path, text: str) -> bool:
 
 
 def looked_at(student, path: Path, rounds: int = 60) -> dict[str, int]:
-    """Write two texts in turn while another thread reads: how often it saw the one, the other, or something else."""
+    """Write two texts in turn while a thread reads: how often it saw each, or neither."""
     texts = {"old": "old " * 20000, "new": "new " * 20000}
     seen, over = {"old": 0, "new": 0, "half a file": 0}, threading.Event()
     path.write_text(texts["old"], encoding="utf-8")
@@ -56,7 +56,7 @@ def looked_at(student, path: Path, rounds: int = 60) -> dict[str, int]:
 
 @checker("12.1")
 def write_whole(student, generator):
-    """A temporary file of a name of its own in the same folder, then a rename; nothing is left behind by a failure."""
+    """A temporary file of its own name in the same folder, then a rename; no rest after failure."""
     import matplotlib.pyplot as plt
 
     student = without_result(student)
@@ -105,16 +105,17 @@ def write_whole(student, generator):
                     student(path, text)
                 expect(
                     moves[-1][0] != source,
-                    "two processes that write the same result use the same temporary name, and "
-                    "one renames what the other has half written. Put os.getpid() into it, or use tempfile.",
+                    "two processes that write the same result use the same temporary "
+                    "name, and one renames what the other has half written. Put "
+                    "os.getpid() into it, or use tempfile.",
                 )
                 path.write_text("the old result", encoding="utf-8")
                 interrupted = True
                 through = failing(student, path, text)
                 expect(
                     path.exists(),
-                    "the old file is removed before the rename: a kill in between leaves none. os.replace "
-                    "replaces it in one go.",
+                    "the old file is removed before the rename: a kill in between leaves "
+                    "none. os.replace replaces it in one go.",
                 )
                 expect(
                     path.read_text(encoding="utf-8") == "the old result",
@@ -123,14 +124,14 @@ def write_whole(student, generator):
                 )
                 expect(
                     not left(),
-                    "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does not catch) the "
-                    "temporary file is still there: catch BaseException, remove it, raise again.",
+                    "after Ctrl-C (a KeyboardInterrupt, which `except Exception` does "
+                    "not catch) the temporary file is still there: catch "
+                    "BaseException, remove it, raise again.",
                 )
                 expect(through, "the error is swallowed: after the clean-up, `raise` it again.")
         path.write_text("the old result", encoding="utf-8")
-        through = failing(
-            student, path, "half a text, then \ud800"
-        )  # no encoding has this character: writing fails
+        # no encoding has this character: writing fails
+        through = failing(student, path, "half a text, then \ud800")
         expect(
             path.read_text(encoding="utf-8") == "the old result",
             "writing failed, and the old result is gone: the "
@@ -161,5 +162,6 @@ def write_whole(student, generator):
     plt.close(figure)
     return (
         figure,
-        "What a reader saw while your function wrote 60 times: whole old and whole new files, no half one.",
+        "What a reader saw while your function wrote 60 times: whole "
+        "old and whole new files, no half one.",
     )

@@ -12,24 +12,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import MiniCPTError
-from .masks import is_label
+from .masks import example_of, is_label
 
 IGNORE = -100
 
 
+def label_numbers(types: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Number the labels of each row 1, 2, ... by their example; 0 at all other tokens."""
+    return torch.where(is_label(types), example_of(types) + 1, 0)
+
+
 def distance_to_last(types: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     """Count, at each label token, the labelled examples of its row that come after it (0 at the last one)."""
-    labels = is_label(types)
-    group = torch.where(labels, types // 4, 0)  # 1, 2, ... per example; 0 off labels
-    present = torch.zeros(
-        types.shape[0], int(group.max()) + 2, dtype=torch.long, device=types.device
-    )
-    present.scatter_(1, group, 1)
-    present[:, 0] = 0
-    later = (
-        present.flip(1).cumsum(1).flip(1) - present
-    )  # examples with a larger number, per (row, number)
-    return torch.where(labels, later.gather(1, group), 0)
+    number = label_numbers(types)
+    width = int(number.max()) + 1
+    present = torch.zeros(len(types), width, dtype=torch.long, device=types.device)
+    present.scatter_(1, number, 1)  # (B, width): does the row have a label of this number?
+    later = present.flip(1).cumsum(1).flip(1) - present  # how many labels have a larger number?
+    return torch.where(number > 0, later.gather(1, number), 0)
 
 
 def token_weights(
@@ -52,10 +52,10 @@ def token_weights(
         # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (model.py)
         return omega / valid.sum()
     if reduction == "sum":
-        group = torch.where(is_label(types), types // 4, 0)
-        sizes = torch.zeros(types.shape[0], int(group.max()) + 1, device=types.device)
-        sizes.scatter_add_(1, group, valid.float())
-        return omega / sizes.gather(1, group).clamp(min=1) / len(labels)
+        number = label_numbers(types)
+        sizes = torch.zeros(len(types), int(number.max()) + 1, device=types.device)
+        sizes.scatter_add_(1, number, valid.float())  # tokens of each label
+        return omega / sizes.gather(1, number).clamp(min=1) / len(labels)
     raise MiniCPTError(
         f"The loss reduction must be 'mean' (PEFT) or 'sum' (paper), got {reduction!r}."
     )

@@ -1,8 +1,9 @@
-"""Templates and token roles: from (text, label) to token ids, and from K examples to one context.
+"""Token roles: what a token of the context is, and which example it belongs to.
 
-Every token of an example has a role (PEFT's `cpt_tokens_type_mask`): 0 separator, 1 input template, 2 input,
-3 output template, 4 label. Example i of a context adds 4*i, so one integer per token says both *what* the token is
-(`type % 4`) and *whose* (`type // 4`). A label is `type > 0 and type % 4 == 0`.
+Every token carries one integer, its type (PEFT's `cpt_tokens_type_mask`). In a single example the
+type is the role: 0 separator, 1 input template, 2 input, 3 output template, 4 label. Example i of a
+context, counted from 0, adds 4*i to its roles; separators stay 0. `role_of` and `example_of` read
+both back, and no other code does that arithmetic.
 """
 
 import torch
@@ -13,41 +14,67 @@ from ..errors import MiniCPTError
 
 SEPARATOR, INPUT_TEMPLATE, INPUT, OUTPUT_TEMPLATE, LABEL = range(5)
 
+# Two examples, "input: good ↵ output: great ↵" and "input: bad ↵ output: awful ↵", a word a token:
+#
+#            input: good ↵ output: great ↵ input: bad ↵ output: awful ↵
+# types          1    2  0      3     4  0     5   6  0      7     8  0
+# role_of        1    2  0      3     4  0     1   2  0      3     4  0   0, or (type - 1) % 4 + 1
+# example_of     0    0 -1      0     0 -1     1   1 -1      1     1 -1   (type - 1) // 4
+#
+# Why type - 1? A label's type, 4 or 8, is a multiple of 4: type % 4 would take it for a separator,
+# and type // 4 would give it to the next example.
 
-# ---- roles, on tensors ---------------------------------------------------------------------------------------------
+
+def role_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
+    """Say what each token is, 0 to 4: `types` (any shape) -> roles of the same shape."""
+    return torch.where(types > 0, (types - 1) % 4 + 1, SEPARATOR)
+
+
+def example_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
+    """Number each token's example from 0, separators -1: `types` (any shape) -> the same shape."""
+    return (types - 1) // 4  # rounds down: a separator's (0 - 1) // 4 is -1
 
 
 def is_label(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
-    """Mark the label tokens: `types` (any shape) -> mask of the same shape. Source: PEFT `_cpt_forward`."""
-    return (types > 0) & (types % 4 == 0)
+    """Mark the label tokens: `types` (any shape) -> mask of the same shape.
+
+    Source: PEFT `_cpt_forward`.
+    """
+    return role_of(types) == LABEL
 
 
 def is_input(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
     """Mark the tokens of the input text itself: `types` -> mask of the same shape."""
-    return types % 4 == INPUT
+    return role_of(types) == INPUT
 
 
 def is_template(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
-    """Mark input- and output-template tokens ("format" tokens): `types` -> mask of the same shape."""
-    return (types % 4 == INPUT_TEMPLATE) | (types % 4 == OUTPUT_TEMPLATE)
+    """Mark the tokens of both templates ("format" tokens): `types` -> mask of the same shape."""
+    role = role_of(types)
+    return (role == INPUT_TEMPLATE) | (role == OUTPUT_TEMPLATE)
 
 
 def is_updated(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
-    """Mark what CPT may change: input and templates, never labels or separators (paper 3.2.2, PEFT's code)."""
+    """Mark what CPT may change, input and templates: `types` -> mask of the same shape.
+
+    Labels and separators never change. Source: paper 3.2.2, PEFT's code.
+    """
     return is_input(types) | is_template(types)
 
 
 def shift_types(prefix_types: Int[Tensor, "P"], types: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Number a query's types after those of the prefix, in a new tensor (PEFT changes its caller's).
+    """Number a query's types after those of the prefix, in a new tensor.
 
-    Raises `MiniCPTError` if the prefix's largest type is no multiple of 4: the query's roles would shift by one and
-    PEFT would take output-template tokens for labels (loss NaN or wrong).
+    PEFT changes its caller's instead. Raises `MiniCPTError` if the prefix's largest type is no
+    multiple of 4: the query's roles would
+    shift by one, and PEFT would take output-template tokens for labels (its loss is NaN or wrong).
     """
     largest = int(prefix_types.max()) if prefix_types.numel() else 0
     if largest % 4:
         raise MiniCPTError(
-            f"cpt_tokens_type_mask ends in an unfinished example: its largest type is {largest}, not a multiple of 4, "
-            "so the roles of everything after it would shift. Types run 1 (input template), 2 (input), 3 (output "
-            "template), 4 (label) per example, +4 for each further one, 0 for separators; give the last example a label."
+            "cpt_tokens_type_mask ends in an unfinished example: its largest type is "
+            f"{largest}, not a multiple of 4, so the roles of everything after it would shift. "
+            "Types run 1 (input template), 2 (input), 3 (output template), 4 (label) per example, "
+            "+4 for each further one, 0 for separators; give the last example a label."
         )
     return torch.where(types > 0, types + largest, types)

@@ -1,5 +1,6 @@
-"""The one training loop: AdamW on whatever a method trains, a hook after each step for the projection."""
+"""The one training loop: AdamW on what a method trains, and a hook after each step to project."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ HOLD_OUT_FROM = 32  # rows
 class Recipe:
     """How long and how fast to train; `batch_size` 0 takes all rows at once.
 
-    `at_once` rows of a batch go through the model together, 0 for all: fewer need less memory, the step is the same.
+    `at_once` rows of a batch go through the model together, 0 for all of them: fewer need less
+    memory, and the step is the same. `clip` is the largest norm that a gradient keeps.
     """
 
     lr: float
@@ -33,38 +35,40 @@ def train(
     generator: torch.Generator,
     after_step: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Minimise `loss_of(row indices)`; return the loss of every step.
+    """Minimise `loss_of(row indices)`, a mean over these rows; return the loss of every step.
 
-    `parameters`: tensors, or groups {"params": tensors, "lr": their own rate}, as an optimiser takes them; `loss_of` is
-    a mean over its rows. Each epoch passes once over the rows in random order; the learning rate falls linearly to zero
-    (the Trainer default that the paper's authors used in their demo); `after_step` is where CPT projects.
-    Raises `TrainingDiverged` as soon as a loss is NaN or infinite.
+    `parameters` are tensors, or groups {"params": tensors, "lr": their own rate}, as an optimiser
+    takes them. Each epoch passes once over the rows, in random order. The learning rate falls
+    linearly to zero, the Trainer default that the paper's authors used in their demo. `after_step`
+    is where CPT projects. Raises `TrainingDiverged` as soon as a loss is NaN or infinite.
     """
-    optimizer = torch.optim.AdamW(list(parameters), lr=recipe.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     size = min(recipe.batch_size or n_rows, n_rows)
-    steps = recipe.epochs * -(-n_rows // size)
+    steps = recipe.epochs * math.ceil(n_rows / size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    history: list[float] = []
+    history = []
     for _ in range(recipe.epochs):
-        for batch in torch.randperm(n_rows, generator=generator).split(size):
+        order = torch.randperm(n_rows, generator=generator)
+        for batch in order.split(size):
             optimizer.zero_grad()
-            mean = 0.0
+            loss = 0.0
             for part in batch.split(recipe.at_once or size):
-                # losses are means over rows: weighted so, the parts' gradients add up to the batch's
-                loss = loss_of(part.tolist()) * (len(part) / len(batch))
-                if not torch.isfinite(loss):
+                # weighted by their rows, the parts' mean losses and gradients add up to the batch's
+                share = loss_of(part.tolist()) * (len(part) / len(batch))
+                if not torch.isfinite(share):
                     raise TrainingDiverged(
-                        f"The loss became {loss.item()} at step {len(history) + 1} of {steps} (learning rate "
-                        f"{recipe.lr}). Lower the learning rate, or check the labels' roles."
+                        f"The loss became {share.item()} at step {len(history) + 1} of {steps} "
+                        f"(learning rate {recipe.lr}). Lower the learning rate, or check the "
+                        "labels' roles."
                     )
-                loss.backward()
-                mean += loss.item()
+                share.backward()
+                loss += share.item()
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
             optimizer.step()
             schedule.step()
             after_step()
-            history.append(mean)
+            history.append(loss)
     return history
 
 
@@ -77,27 +81,29 @@ def train_bilevel(
     recipe: Recipe,
     generator: torch.Generator,
 ) -> list[float]:
-    """Minimise over `weights` as `train` does, and over `architecture` with its own learning rate, as DARTS does.
+    """Minimise over `weights` as `train` does, and over `architecture` with its own learning rate.
 
-    From 32 rows on a quarter is held out, and each step of the weights on the other rows is followed by a step of the
-    architecture on held-out ones. With fewer rows both take their steps on the same. Source: MiLoRA 3.4.
+    From 32 rows on a quarter of them is held out, and each step of the weights on the other rows is
+    followed by a step of the architecture on held-out ones, as in DARTS. With fewer rows both take
+    their steps on the same. Source: MiLoRA 3.4.
     """
     if n_rows < HOLD_OUT_FROM:
         groups = [{"params": weights}, {"params": architecture, "lr": architecture_lr}]
         return train(loss_of, groups, n_rows, recipe, generator)
-    order = torch.randperm(n_rows, generator=generator).tolist()
-    held_out, seen = order[: n_rows // 4], order[n_rows // 4 :]
+    order = torch.randperm(n_rows, generator=generator)
+    held_out = order[: n_rows // 4]
+    seen = order[n_rows // 4 :]
     optimizer = torch.optim.AdamW(architecture, lr=architecture_lr, weight_decay=0.0)
 
     def held_out_step() -> None:
         batch = torch.randperm(len(held_out), generator=generator)[: recipe.batch_size or None]
-        gradients = torch.autograd.grad(loss_of([held_out[i] for i in batch]), architecture)
+        gradients = torch.autograd.grad(loss_of(held_out[batch].tolist()), architecture)
         for parameter, gradient in zip(architecture, gradients):
             parameter.grad = gradient
         optimizer.step()
 
     return train(
-        lambda batch: loss_of([seen[i] for i in batch]),
+        lambda batch: loss_of(seen[batch].tolist()),
         weights,
         len(seen),
         recipe,

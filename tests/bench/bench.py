@@ -1,12 +1,14 @@
-"""Training step, scoring and memory beside PEFT: equality first, then interleaved medians in one process.
+"""Training step, scoring and memory beside PEFT: equality first, then interleaved medians.
 
-    make bench [DEVICE=cuda]      (python tests/bench/bench.py --device cpu --threads 2 --out results/bench)
+    make bench [DEVICE=cuda]
+    python tests/bench/bench.py --device cpu --threads 2 --out results/bench     the same
 
-CPU: 8 layers of width 512 with the vocabularies of Llama (32k), GPT-J (50k) and BLOOM (250k); CUDA: the paper's models
-at full size, in bfloat16. Weights are random: speed does not depend on them. K=6 examples of 40 tokens, queries of 40.
+CPU: 8 layers of width 512 with the vocabularies of Llama (32k), GPT-J (50k) and BLOOM (250k); CUDA:
+the paper's models at full size, in bfloat16. Weights are random: speed does not depend on them. K=6
+examples of 40 tokens, queries of 40.
 
-"the limit" is what no implementation on this model can beat: the bare decoder without a head, frozen, with a gradient to
-its inputs only, on one row of the P + B*T distinct tokens.
+"the limit" is what no implementation on this model can beat: the bare decoder without a head,
+frozen, with a gradient to its inputs only, on one row of the P + B*T distinct tokens.
 """
 
 import argparse
@@ -25,9 +27,8 @@ from pathlib import Path
 
 import torch
 
-EXAMPLE = (
-    [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
-)  # one example's roles: 40 tokens, one of them the label
+# one example's roles: 40 tokens, one of them the label
+EXAMPLE = [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
 QUERY = [1] * 5 + [2] * 25 + [0] * 2 + [3] * 7 + [4]
 T = len(QUERY)
 WIDTH, LAYERS = 512, 8
@@ -178,7 +179,8 @@ def check_equal(base, models: dict, B: int) -> dict:
     }
     if max(differences.values()) > (1e-5 if base.dtype == torch.float32 else 5e-2):
         raise SystemExit(
-            f"The libraries disagree at B={B}: relative differences {differences}. Nothing was timed."
+            f"The libraries disagree at B={B}: relative "
+            f"differences {differences}. Nothing was timed."
         )
     return differences
 
@@ -189,7 +191,7 @@ def synchronize(device: str) -> None:
 
 
 def interleaved(functions: dict, device: str, seconds: float, at_least: int = 3) -> dict:
-    """Run the functions, which have run before, in turn until the time is up: name -> median and spread in ms.
+    """Run the functions in turn until the time is up: name -> median and spread in ms.
 
     A fast one runs more often in each round, so that all get a like share of the time.
     """
@@ -215,8 +217,9 @@ def interleaved(functions: dict, device: str, seconds: float, at_least: int = 3)
 def scoring(base, models: dict, device: str, seconds: float) -> dict:
     """Label scores of queries, one call each and in batches; per query, in milliseconds.
 
-    PEFT as its CPT example notebook uses it: the whole forward, then the logits at the answer. With `logits_to_keep`,
-    transformers' own argument, it spares the head. Ours keeps the prompt's KV cache between the calls.
+    PEFT as its CPT example notebook uses it: the whole forward, then the logits at the answer. With
+    `logits_to_keep`, transformers' own argument, it spares the head. Ours keeps the prompt's KV
+    cache between the calls.
     """
     result = {}
     for B in (1, SCORED):
@@ -230,10 +233,8 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
             with torch.no_grad():
                 return model(**batch, **kwargs).logits[:, -1]
 
-        expected, got = (
-            call(models["PEFT"]).float(),
-            call(models["minicpt"], logits_to_keep=1).float(),
-        )
+        expected = call(models["PEFT"]).float()
+        got = call(models["minicpt"], logits_to_keep=1).float()
         torch.testing.assert_close(
             got, expected, rtol=1e-3, atol=1e-3 if base.dtype == torch.float32 else 0.3
         )
@@ -250,7 +251,7 @@ def scoring(base, models: dict, device: str, seconds: float) -> dict:
     return result
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def status_mb(field: str) -> float:
@@ -268,9 +269,11 @@ def peak_mb(function, device: str) -> float:
     """Largest memory that a call needs beyond what is there before it."""
     gc.collect()
     if device == "cuda":
-        torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        function(), torch.cuda.synchronize()
+        function()
+        torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -291,7 +294,7 @@ def memory(name: str, device: str, shots: tuple, rows: tuple) -> list[dict]:
 
 
 def memory_apart(*args) -> list[dict]:
-    """`memory` in a process of its own; on the CPU with an allocator that gives freed memory back at once."""
+    """`memory` in a process of its own; on the CPU freed memory goes back at once."""
     if args[1] != "cpu":
         return memory(*args)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -308,7 +311,7 @@ def memory_apart(*args) -> list[dict]:
     )
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------------------
 
 
 def measure(device: str, seconds: float) -> dict:
@@ -348,7 +351,7 @@ def measure(device: str, seconds: float) -> dict:
 
 
 def ratios(result: dict) -> list[dict]:
-    """The table's rows: what was measured, PEFT's figure, ours, the ratio, and where it applies the limit's."""
+    """The table's rows: what was measured, PEFT's figure, ours, ratios to it and the limit."""
     rows = []
 
     def row(model, what, values, unit, peft="PEFT"):
@@ -399,15 +402,15 @@ def table(result: dict) -> str:
     for r in ratios(result):
         over = "–" if r["minicpt / limit"] is None else f"{r['minicpt / limit']:.2f}"
         lines.append(
-            f"| {r['model']} | {r['what']} ({r['unit']}) | {number(r['PEFT'])} | {number(r['minicpt'])} | "
-            f"**{r['PEFT / minicpt']:.1f}** | {over} |"
+            f"| {r['model']} | {r['what']} ({r['unit']}) | {number(r['PEFT'])} | "
+            f"{number(r['minicpt'])} | **{r['PEFT / minicpt']:.1f}** | {over} |"
         )
     machine = result["machine"]
     return "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]) + "\n"
 
 
 def extrapolated(points: list[tuple[float, float]], where) -> list[float]:
-    """a + b K + c K² through the measured points: linear layers and attention, an estimate beyond them."""
+    """a + b K + c K² through the measured points (linear layers, attention): an estimate."""
     import numpy as np
 
     return np.polyval(np.polyfit(*zip(*points), 2), where).tolist()
@@ -489,7 +492,8 @@ def main() -> None:
     figure(result, args.out / f"{args.device}.png")
     print(
         table(result),
-        f"\n{time.perf_counter() - started:.0f} s; written: {args.out}/{args.device}.json, .md, .png",
+        f"\n{time.perf_counter() - started:.0f} s; written: "
+        f"{args.out}/{args.device}.json, .md, .png",
     )
 
 

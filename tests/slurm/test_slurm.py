@@ -1,4 +1,4 @@
-"""The SLURM executor on a real SLURM of one node: an array fills the store; a preempted job requeues itself."""
+"""The SLURM executor on a real SLURM of one node: arrays, and a preempted job that requeues."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Typical wrong answers to notebook 01's exercises: checker -> (function, words that the message must hold)."""
+"""Typical wrong answers to notebook 01, and words that the checker's message must hold."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 03, and words that the checker's message must hold."""
+"""Wrong answers to notebook 03 and words that the message must hold; right ones in other forms."""
 
 import torch
 from torch.nn.functional import normalize
@@ -26,6 +26,15 @@ def no_batch(prompt, embeds, mask, labels):
     return torch.cat((prompt, embeds), 1), mask, labels
 
 
+def mask_of_floats(prompt, embeds, mask, labels):
+    embeds, _, labels = batch()(prompt, embeds, mask, labels)
+    return embeds, torch.cat((torch.ones(len(mask), len(prompt)), mask), 1), labels
+
+
+def cosines(prompt, embedding):
+    return normalize(prompt) @ normalize(embedding).T
+
+
 def took(ids_of, of=lambda rows: rows.detach().clone()):
     return lambda ids, P, embedding: of(embedding[ids_of(ids, P)])
 
@@ -43,6 +52,8 @@ WRONG = {
         (batch(labels_too=False), "the labels are still T long"),
         (labels_after, "stand after the text"),
         (no_batch, "raised RuntimeError"),
+        (mask_of_floats, "the mask has the right values, but as floating-point numbers"),
+        (lambda *given: batch()(*given)[:2], "return three tensors"),
     ],
     "from_words": [
         (
@@ -80,14 +91,21 @@ WRONG = {
             "farthest",
         ),
         (
-            lambda prompt, embedding, k: (
-                (normalize(prompt) @ normalize(embedding).T).topk(k).values
-            ),
+            lambda prompt, embedding, k: cosines(prompt, embedding).topk(k).values,
             "are the cosines",
         ),
+        (lambda prompt, embedding, k: cosines(prompt, embedding), "these are all cosines"),
         (
-            lambda prompt, embedding, k: normalize(prompt) @ normalize(embedding).T,
-            "these are all cosines",
+            lambda prompt, embedding, k: cosines(prompt, embedding).argsort(1)[:, -k:],
+            "the best come last",
+        ),
+        (
+            lambda prompt, embedding, k: (normalize(prompt) @ embedding.T).topk(k).indices,
+            "this is the dot product",
+        ),
+        (
+            lambda prompt, embedding, k: cosines(prompt, embedding).topk(k).indices.float(),
+            "as floating-point numbers",
         ),
         (
             lambda prompt, embedding, k: (
@@ -95,5 +113,17 @@ WRONG = {
             ),
             "exchanged",
         ),
+    ],
+}
+
+RIGHT = {
+    "put_before": [lambda *given: list(batch()(*given))],
+    "from_words": [
+        lambda ids, P, embedding: torch.nn.Parameter(embedding[turns(ids, P)]),
+        lambda ids, P, embedding: embedding.detach()[turns(ids, P)].requires_grad_(),
+    ],
+    "nearest": [
+        lambda prompt, embedding, k: (-cosines(prompt, embedding)).argsort(1)[:, :k],
+        lambda prompt, embedding, k: (prompt @ normalize(embedding).T).topk(k).indices,
     ],
 }

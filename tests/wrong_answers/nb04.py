@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 04, and words that the checker's message must hold."""
+"""Wrong answers to notebook 04 and words that the message must hold; right ones in other forms."""
 
 import torch
 
@@ -67,6 +67,7 @@ WRONG = {
         (lambda types: (types > 0) & (types < 4), "only the first example"),
         (lambda types: types % 4 == 0, "wrong way round"),
         (lambda types: types % 4, "booleans"),
+        (lambda types: (types % 4 > 0).float(), "Return booleans"),
     ],
     "decay_weights": [
         (weights(lambda types: types // 4 - 1), "wrong way round"),
@@ -77,3 +78,5 @@ WRONG = {
         (weights(lambda types: 0 * types), "gamma is not used"),
     ],
 }
+
+RIGHT = {"updated_tokens": [lambda types: (types % 4 > 0).long()]}

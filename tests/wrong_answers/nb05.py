@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 05, and words that the checker's message must hold."""
+"""Typical wrong answers to notebook 05, and words that the checker's message must hold."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -7,11 +7,26 @@ from torch.nn.functional import cross_entropy
 def loss(shift=1, exponent=lambda n: torch.arange(n).flip(0), zeros=False, mean=False):
     def row_loss(logits, ids, types, gamma):
         at = ((types % 4 == 0) & ((types > 0) | zeros)).nonzero()[:, 0]
-        back = (types.max() - types[at]) // 4 if zeros else exponent(len(at))
+        back = exponent(len(at))
         terms = gamma ** back.float() * cross_entropy(logits[at - shift], ids[at], reduction="none")
         return terms.mean() if mean else terms.sum()
 
     return row_loss
+
+
+def separators_too(exponent):
+    """No `types > 0`: every type that is a multiple of 4 is taken for a label."""
+
+    def row_loss(logits, ids, types, gamma):
+        at = (types % 4 == 0).nonzero()[:, 0]
+        terms = cross_entropy(logits[at - 1], ids[at], reduction="none")
+        return (gamma ** exponent(types, at).float() * terms).sum()
+
+    return row_loss
+
+
+def labels_after(types, at):
+    return torch.tensor([int(((types[s + 1 :] > 0) & (types[s + 1 :] % 4 == 0)).sum()) for s in at])
 
 
 def training_label_only(logits, ids, types, gamma):
@@ -47,6 +62,11 @@ WRONG = {
         (loss(exponent=torch.arange), "wrong way round"),
         (loss(exponent=lambda n: torch.arange(n).flip(0) + 1), "it must weigh 1"),
         (loss(zeros=True), "separators count as labels"),
+        (
+            separators_too(lambda types, at: (types.max() - types[at]) // 4),
+            "separators count as labels",
+        ),
+        (separators_too(labels_after), "separators count as labels"),
         (loss(mean=True), "the mean over the labels"),
         (training_label_only, "only the training example's label"),
         (

@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 06, and words that the checker's message must hold."""
+"""Wrong answers to notebook 06 and words that the message must hold; right ones in other forms."""
 
 import torch
 from torch.nn.functional import normalize
@@ -61,6 +61,10 @@ WRONG = {
             lambda types, rows: (examples(types) != own(rows)) & (types > 0),
             "all separators are hidden",
         ),
+        (
+            lambda types, rows: (examples(types) != own(rows)).float(),
+            "the mask has the right values, but as floating-point numbers",
+        ),
         (lambda types, rows: types != 4 * (own(rows) + 1), "only the twin's label is hidden"),
         (lambda types, rows: examples(types) != own(rows) + 1, "off by one: the example after"),
         (
@@ -77,3 +81,5 @@ WRONG = {
         ),
     ],
 }
+
+RIGHT = {"hide_twin": [lambda types, rows: (examples(types) != own(rows)).long()]}

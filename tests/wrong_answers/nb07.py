@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises of notebook 07, and words that the checker's message must hold."""
+"""Typical wrong answers to notebook 07, and words that the checker's message must hold."""
 
 import torch
 

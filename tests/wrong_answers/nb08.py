@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercise of notebook 08, and words that the checker's message must hold."""
+"""Typical wrong answers to notebook 08, and words that the checker's message must hold."""
 
 from minicpt.core.projection import project
 

@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercise of notebook 12, and words that the checker's message must hold."""
+"""Typical wrong answers to notebook 12, and words that the checker's message must hold."""
 
 import os
 import tempfile
