@@ -273,6 +273,16 @@ class IAPTModel(nn.Module):
         """The trained tensors by name; a shared one once."""
         return dict(self.generators.named_parameters())
 
+    def activations(self) -> list[nn.Parameter]:
+        """The coefficients of the learned activation functions, which MiLoRA trains as an architecture."""
+        ends = ("numerator", "denominator")
+        return [p for name, p in self.trained().items() if name.endswith(ends)]
+
+    def weights(self) -> list[nn.Parameter]:
+        """The other trained tensors: the matrices of the generators."""
+        ends = ("numerator", "denominator")
+        return [p for name, p in self.trained().items() if not name.endswith(ends)]
+
     def save_pretrained(self, folder) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""
         with replacing(folder) as new:
