@@ -31,8 +31,7 @@ from minicpt.methods.context_tuning import (
     examples_of,
     visible,
 )
-from minicpt.methods.prepare import until_label
-from minicpt.methods.trainers import Job
+from minicpt.methods.prepare import Job, until_label
 
 ROOT = Path(__file__).resolve().parent.parent
 HP = {

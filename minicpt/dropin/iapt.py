@@ -275,13 +275,11 @@ class IAPTModel(nn.Module):
 
     def activations(self) -> list[nn.Parameter]:
         """The coefficients of the learned activation functions, which MiLoRA trains as an architecture."""
-        ends = ("numerator", "denominator")
-        return [p for name, p in self.trained().items() if name.endswith(ends)]
+        return [p for g in self.generators for p in (g.numerator, g.denominator)]
 
     def weights(self) -> list[nn.Parameter]:
         """The other trained tensors: the matrices of the generators."""
-        ends = ("numerator", "denominator")
-        return [p for name, p in self.trained().items() if not name.endswith(ends)]
+        return [p for p in self.generators.parameters() if p.dim() == 2]
 
     def save_pretrained(self, folder) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""

@@ -25,6 +25,7 @@ from ..core.templates import Encoded
 from ..engine.base_models import BaseModel
 from ..engine.prefix import Prefix, loss_after, obstacle, run
 from ..errors import unknown
+from .prepare import Batch
 
 MOVABLE = ("instruction", "template", "input", "label", "separator")
 OPTIONS = {
@@ -35,7 +36,6 @@ OPTIONS = {
     "token_dropout": 0.0,
 }
 VALUES = {"projection": ("token", "together", "none"), "context_labels": ("all", "one")}
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask, types, labels, each (B, T)
 
 
 def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Bool[Tensor, "P"]:

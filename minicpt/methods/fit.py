@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..core.templates import Encoded
-from ..core.train import Recipe
 from ..data import Row, Split
 from ..engine.base_models import BaseModel
 from ..engine.memory import ROWS
@@ -21,15 +20,7 @@ from ..engine.prefix import Prefix
 from ..engine.scores import CONTENT_FREE, calibrate, label_scores
 from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
-from .trainers import (
-    Fitted,
-    Job,
-    train_cache,
-    train_context,
-    train_iapt,
-    train_lora,
-    train_prompt,
-)
+from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
 
 
 @dataclass(frozen=True)
@@ -95,24 +86,11 @@ def fit(
     fit with the longest of the split's queries, with a warning.
     Seeded by the split; the global random state is left alone.
     """
-    hp, trains = hyperparameters(method, base.name, hp), METHODS[method].trains
-    prepared = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
-    rows_at_once = prepared.rows_at_once
-    recipe = None
-    if trains:
-        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"], at_once=rows_at_once)
-    job = Job(
-        base,
-        prepared.context,
-        prepared.rows,
-        hp,
-        recipe,
-        prepared.prompt.instruction,
-        torch.Generator().manual_seed(split.seed),
-    )
+    hp = hyperparameters(method, base.name, hp)
+    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
-        match trains:
+        match METHODS[method].trains:
             case "prompt":
                 fitted = train_prompt(job)
             case "lora":
@@ -128,10 +106,10 @@ def fit(
     return Predictor(
         fitted.model,
         fitted.prefix,
-        prepared.prompt,
+        prompt,
         split.classes,
         label_score,
         fitted.history,
         fitted.close,
-        rows_at_once,
+        job.recipe.at_once,
     )

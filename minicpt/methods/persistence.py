@@ -26,8 +26,7 @@ FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 2"
 def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
     """JSON values and tensors (on the CPU) that make the predictor again, given its base model and template."""
     model, prefix, prompt = predictor.model, predictor.prefix, predictor.prompt
-    lora = iapt = None
-    tensors = {}
+    lora, iapt, tensors = None, None, {}
     if isinstance(model, peft.PeftModel):
         config, tensors = model.peft_config["default"], peft.get_peft_model_state_dict(model)
         lora = {
@@ -54,7 +53,6 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
         "classes": predictor.classes,
         "label_score": predictor.label_score,
         "history": predictor.history,
-        "rows_at_once": predictor.rows_at_once,
     }
     return state, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -82,7 +80,6 @@ def put_together(
         state["classes"],
         state["label_score"],
         state["history"],
-        rows_at_once=state["rows_at_once"],
     )
 
 

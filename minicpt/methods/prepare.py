@@ -1,16 +1,29 @@
 """All that is done before anything is trained: texts become token ids, what is too long is cut, memory is planned.
 
 This is the only module of the wing that calls a tokenizer. `Prompt` knows how one base model reads one task with one
-method; it stays with the fitted method, because queries are read as the training rows were. `prepare` adds what
-training needs: the context, the training rows, and how many rows may go through the model at once.
+method; it stays with the fitted method, because queries are read as the training rows were. A `Job` is what training
+starts from.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..core.loss import IGNORE
 from ..core.masks import INPUT, LABEL
-from ..core.templates import Encoded, Template, build_context, encode, fit_text_length, tokenize
+from ..core.templates import (
+    Encoded,
+    Template,
+    build_context,
+    collate,
+    encode,
+    fit_text_length,
+    tokenize,
+)
+from ..core.train import Recipe
 from ..data import Row, Split
 from ..engine.base_models import BaseModel
 from ..engine.memory import rows_that_fit
@@ -18,6 +31,8 @@ from ..engine.prefix import obstacle
 from ..engine.scores import LABEL_SCORES, check_candidates
 from ..errors import MiniCPTError, unknown, warn
 from .registry import METHODS
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask, types, labels, each (B, T)
 
 
 @dataclass(frozen=True)
@@ -88,10 +103,10 @@ def read_task(
     base: BaseModel,
     split: Split,
     hp: dict,
-    label_score: str = "mean",
-    max_length: int | None = None,
+    label_score: str,
+    max_length: int | None,
 ) -> Prompt:
-    """How the base model reads the task's labels and instruction; no example is looked at yet.
+    """Say how the base model reads the task's labels and instruction; no example is looked at yet.
 
     Raises `MiniCPTError` for labels that the label score could not tell apart, and if an instruction is missing.
     """
@@ -118,16 +133,30 @@ def read_task(
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What training starts from: the context, and the training rows, which end with their labels.
+class Job:
+    """What there is to train on: a context (empty for some), training rows up to their labels, hyper-parameters.
 
-    `rows_at_once` of them, or of queries, may go through the model together.
+    `recipe` says how long and how fast; `instruction` holds the ids of the † methods' instruction; `generator` draws
+    the order of the rows.
     """
 
-    prompt: Prompt
+    base: BaseModel
     context: Encoded
     rows: list[Encoded]
-    rows_at_once: int
+    hp: dict
+    recipe: Recipe
+    instruction: Sequence[int]
+    generator: torch.Generator
+
+    def batch(self, chosen: list[int]) -> Batch:
+        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
+        rows = [self.rows[i] for i in chosen]
+        ids, mask, types = (tensor.to(self.base.device) for tensor in collate(rows))
+        return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
+
+    def embedded_context(self) -> Tensor | None:
+        """The context's embeddings, (1, P, D), or None if it is empty."""
+        return self.base.embed(self.context.ids) if len(self.context) else None
 
 
 def prepare(
@@ -139,8 +168,11 @@ def prepare(
     max_length: int | None,
     extra: Sequence[Row],
     rows_at_once: int,
-) -> Prepared:
-    """Read the split's rows and the `extra` ones, cut them to fit, and estimate memory; parameters as of `fit`."""
+) -> tuple[Prompt, Job]:
+    """Read the split's rows and the `extra` ones, cut them to fit, and plan memory; parameters as of `fit`.
+
+    The recipe's `at_once` says how many rows may go through the model together, for methods that train nothing too.
+    """
     spec = METHODS[method]
     if not split.shots and method != "zero":
         raise MiniCPTError(
@@ -168,10 +200,15 @@ def prepare(
     )
 
     longest_row = max(map(len, rows)) + prompt.taken - prompt.before
-    batch = min(hp["batch_size"] or len(trained), len(trained)) if trained else 0
+    recipe = Recipe(lr=0.0, epochs=0)
+    if spec.trains:
+        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])
+    batch = min(recipe.batch_size or len(trained), len(trained))  # 0 where nothing is trained
     # rows that do not all see the same prefix cannot share it
     shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or obstacle(base.model))
-    rows_at_once = rows_that_fit(
+    at_once = rows_that_fit(
         base.model, base.device, prompt.before, longest_row, batch, rows_at_once, shared
     )
-    return Prepared(prompt, context, trained, rows_at_once)
+    generator = torch.Generator().manual_seed(split.seed)
+    recipe = replace(recipe, at_once=at_once)
+    return prompt, Job(base, context, trained, hp, recipe, prompt.instruction, generator)

@@ -3,7 +3,7 @@
 PEFT, and our classes that stand on it, are imported where they are used: methods that train nothing do without.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,42 +11,14 @@ import torch
 from torch import Tensor
 
 from ..core.embeddings import epsilon_length, rows_of
-from ..core.loss import IGNORE, label_loss
-from ..core.masks import LABEL, SEPARATOR
+from ..core.loss import label_loss
+from ..core.masks import SEPARATOR
 from ..core.projection import project
-from ..core.templates import Encoded, collate
-from ..core.train import Recipe, train, train_bilevel
-from ..engine.base_models import BaseModel
+from ..core.templates import Encoded
+from ..core.train import train, train_bilevel
 from ..engine.prefix import Prefix, loss_after, obstacle
-from .context_tuning import OPTIONS, Batch, TunedCache, TunedContext
-
-
-@dataclass(frozen=True)
-class Job:
-    """What there is to train on: a context (empty for some), training rows up to their labels, hyper-parameters.
-
-    `recipe` says how long and how fast; `instruction` holds the ids of the † methods' instruction; `generator` draws
-    the order of the rows.
-    """
-
-    base: BaseModel
-    context: Encoded
-    rows: list[Encoded]
-    hp: dict
-    recipe: Recipe | None
-    instruction: Sequence[int]
-    generator: torch.Generator
-
-    def batch(self, chosen: list[int]) -> Batch:
-        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
-        ids, mask, types = (
-            tensor.to(self.base.device) for tensor in collate([self.rows[i] for i in chosen])
-        )
-        return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
-
-    def embedded_context(self) -> Tensor | None:
-        """The context's embeddings, (1, P, D), or None if it is empty."""
-        return self.base.embed(self.context.ids) if len(self.context) else None
+from .context_tuning import OPTIONS, TunedCache, TunedContext
+from .prepare import Job
 
 
 @dataclass(frozen=True)
