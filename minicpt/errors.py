@@ -1,6 +1,8 @@
 """What goes wrong, in words: every error says what was wrong, what is valid and what to do next."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -19,3 +21,12 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> MiniCPTError:
     ordered = near + [v for v in valid if v not in near]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return MiniCPTError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(ordered)}.")
+
+
+def warn(message: str) -> None:
+    """Issue a `UserWarning` that points to the line outside of this package that led to it."""
+    package, frame, level = __name__.partition(".")[0], sys._getframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == package:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, stacklevel=level)

@@ -16,13 +16,13 @@ from minicpt import FewShotClassifier, data
 from minicpt.__main__ import main
 from minicpt.core.masks import SEPARATOR, role_of
 from minicpt.core.projection import project, project_together
-from minicpt.core.templates import Encoded, build_context, encode
+from minicpt.core.templates import Encoded, build_context, encode, tokenize
 from minicpt.engine.base_models import BaseModel
 from minicpt.errors import MiniCPTError
 from minicpt.lab import ablations, statistics
 from minicpt.lab.executors import run_grid
 from minicpt.lab.store import Store
-from minicpt.methods import fit, registry, trainers
+from minicpt.methods import fit, registry
 from minicpt.methods.context_tuning import (
     OPTIONS,
     TunedCache,
@@ -31,6 +31,7 @@ from minicpt.methods.context_tuning import (
     examples_of,
     visible,
 )
+from minicpt.methods.prepare import Job, until_label
 
 ROOT = Path(__file__).resolve().parent.parent
 HP = {
@@ -127,7 +128,7 @@ def test_only_the_named_roles_move(random_base, split, context, roles, free):
 
 
 def test_the_instructions_tokens_are_a_role_of_their_own(random_base, split):
-    n = len(fit.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0])
+    n = len(tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0])
     frozen = moved(random_base, split, {**HP, "roles": "template+input"}, "cpt_instr")
     alone = moved(random_base, split, {**HP, "roles": "instruction"}, "cpt_instr")
     assert (frozen[:n] == 0).all() and (frozen[n:] > 0).any()
@@ -206,12 +207,17 @@ def test_leave_one_out_hides_a_rows_own_example_and_dropout_its_share(context):
     assert visible(examples, [0, 1], False, 0.0).all()
 
 
+def batch_of(base, context, rows, chosen):
+    """The rows as a trainer sees them."""
+    return Job(base, context, rows, {}, None, [], torch.Generator()).batch(chosen)
+
+
 def plain_loss(base, shots, leave_one_out):
     """Mean cross-entropy of the training labels by plain forwards, the row's own example physically removed."""
     context, total = build_context(shots), 0.0
     owner = [i for i, shot in enumerate(shots) for _ in shot.ids]
     for i, row in enumerate(shots):
-        row = trainers.until_label(row)
+        row = until_label(row)
         kept = [p for p in range(len(context)) if not (leave_one_out and owner[p] == i)]
         ids = [context.ids[p] for p in kept] + row.ids
         places = kept + [
@@ -242,9 +248,7 @@ def test_leave_one_out_gradients_do_not_reach_the_hidden_example(
     owner = torch.tensor([i for i, shot in enumerate(shots) for _ in shot.ids])
     hp = {**HP, **registry.hyperparameters("ct_prompt"), "token_dropout": 0.0}
     for i in range(len(shots)):
-        batch = trainers._batch(
-            [trainers.until_label(row) for row in shots], [i], random_base.device
-        )
+        batch = batch_of(random_base, context, [until_label(row) for row in shots], [i])
         embedded, cached = (
             kind(random_base, context, 0, hp) for kind in (TunedContext, TunedCache)
         )
@@ -278,7 +282,7 @@ def test_ct_kv_continues_from_keys_and_values_of_every_layer(random_base, split,
     owner = torch.tensor([i for i, shot in enumerate(encoded) for _ in shot.ids])
     total, P = 0.0, len(context)
     for i, row in enumerate(encoded):
-        row = trainers.until_label(row)
+        row = until_label(row)
         S = P + len(row)
         allowed = torch.ones(S, S).tril().bool()
         allowed[P:, :P] &= owner != i  # the context itself was read whole
@@ -308,7 +312,7 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
         Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 0]),
         Encoded([5, 10, 11, 7, 12, 9], [1, 2, 2, 3, 4, 0]),
     ]
-    context, rows = build_context(shots), [trainers.until_label(shot) for shot in shots]
+    context, rows = build_context(shots), [until_label(shot) for shot in shots]
     with torch.no_grad():
         logits = [
             model(torch.tensor([context.ids + row.ids])).logits[0, -2].log_softmax(-1)
@@ -317,7 +321,7 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
     expected = sum(-log_p[row.ids[-1]].item() for log_p, row in zip(logits, rows)) / 2
     hp = {"roles": "all", "projection": "none", "context_weight": 0.0}
     for kind in (TunedContext, TunedCache):
-        batch = trainers._batch(rows, [0, 1], base.device)
+        batch = batch_of(base, context, rows, [0, 1])
         assert kind(base, context, 0, hp).loss(batch, [0, 1]).item() == pytest.approx(
             expected, rel=1e-4
         )

@@ -17,7 +17,15 @@ WINGS = {
     "data": [],
     "engine": ["memory", "sources", "base_models", "prefix", "scores"],
     "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
-    "methods": ["registry", "context_tuning", "trainers", "fit", "classifier"],
+    "methods": [
+        "registry",
+        "prepare",
+        "context_tuning",
+        "trainers",
+        "fit",
+        "persistence",
+        "classifier",
+    ],
     "lab": [
         "store",
         "cells",

@@ -173,7 +173,7 @@ def test_the_plan_lowers_the_rows_before_the_first_step_and_the_numbers_stay(
     queries = [text for text, _ in split.queries]
     found = []
     for rows in (64, 1):
-        monkeypatch.setattr("minicpt.methods.fit.rows_that_fit", lambda *args, rows=rows: rows)
+        monkeypatch.setattr("minicpt.methods.prepare.rows_that_fit", lambda *args, rows=rows: rows)
         predictor = fit(method, random_base, split, hp)
         found.append((predictor.history, predictor.scores(queries)[0]))
         predictor.close()

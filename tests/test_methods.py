@@ -1,17 +1,29 @@
 """Scoring against a plain forward, and what each method promises, on a random model."""
 
+import dataclasses
 import math
 import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minicpt import data
-from minicpt.core.templates import Encoded
+from minicpt.core.templates import (
+    Encoded,
+    Template,
+    build_context,
+    encode,
+    fit_text_length,
+    tokenize,
+)
 from minicpt.core.train import Recipe, train
+from minicpt.engine.prefix import tokens_of
 from minicpt.engine.scores import accuracy, calibrate, check_candidates, label_scores
 from minicpt.errors import MiniCPTError, TrainingDiverged
 from minicpt.methods import fit, registry, trainers
+from minicpt.methods.prepare import cut, prepare, until_label
 
 HP = {
     "lr": 0.02,
@@ -190,10 +202,10 @@ def test_cpt_moves_tokens_inside_their_balls_and_labels_not_at_all(random_base, 
         "cpt", random_base, split, {**HP, "lr": 1.0, "epsilon": 0.3, "epsilon_format": 0.1}
     )
     moved = (predictor.prefix[0] - start).norm(dim=1)
-    shots = fit.encode(
+    shots = encode(
         random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
     )
-    types = torch.tensor(fit.build_context(shots).types)
+    types = torch.tensor(build_context(shots).types)
     unit = random_base.model.get_input_embeddings().weight.norm(dim=1).mean()
     assert (moved[(types % 4 == 0)] == 0).all()  # separators and labels
     assert (moved[types % 4 == 2] <= 0.3 * unit + 1e-4).all() and (
@@ -205,12 +217,12 @@ def test_cpt_moves_tokens_inside_their_balls_and_labels_not_at_all(random_base, 
 def test_cpt_loss_at_the_start_is_the_papers_sum(random_base, split):
     """First loss = mean over training examples of [context labels with decay + own label], by plain forwards."""
     predictor = fit.fit("cpt", random_base, split, {**HP, "epochs": 1})
-    shots = fit.encode(
+    shots = encode(
         random_base.tokenizer, split.template, [(t, split.verbalizers[c]) for t, c in split.shots]
     )
     K, total = len(shots), 0.0
     for row in shots:
-        sequence = fit.build_context([*shots, row])
+        sequence = build_context([*shots, row])
         with torch.no_grad():
             log_p = random_base.model(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
         for k in range(1, K + 2):
@@ -220,7 +232,7 @@ def test_cpt_loss_at_the_start_is_the_papers_sum(random_base, split):
 
 
 def test_instruction_stands_where_we_say(random_base, split):
-    ids = fit.tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0]
+    ids = tokenize(random_base.tokenizer, [split.instruction + split.template.inter])[0]
     embedded = random_base.embed(ids)[0]
     zero_lr = {**HP, "lr": 0.0}
     for method in ("pt_instr", "ipt_instr", "cpt_instr"):
@@ -246,15 +258,17 @@ def test_long_texts_are_cut_to_fit_and_it_is_said(random_base):
     )
     with pytest.warns(UserWarning, match="2 of 3 texts were cut to .* labels are never cut"):
         predictor = fit.fit("icl", random_base, split)
-    (query,) = predictor.encode_queries([split.queries[0][0]])
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut"):
+        (query,) = predictor.encode_queries([split.queries[0][0]])
     assert predictor.prefix.shape[1] + len(query) + 1 <= 512
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cut = fit.fit("icl", random_base, split, max_length=60)
-    assert cut.prefix.shape[1] + len(cut.encode_queries([split.queries[0][0]])[0]) + 1 <= 60
-    label = fit.tokenize(random_base.tokenizer, [" entity"])[0]
+        short = fit.fit("icl", random_base, split, max_length=60)
+        (query,) = short.encode_queries([split.queries[0][0]])
+    assert short.prefix.shape[1] + len(query) + 1 <= 60
+    label = tokenize(random_base.tokenizer, [" entity"])[0]
     embedded = random_base.embed(label)[0, 0]
-    assert any(torch.equal(row, embedded) for row in cut.prefix[0])  # the label is still there
+    assert any(torch.equal(row, embedded) for row in short.prefix[0])  # the label is still there
     with pytest.raises(MiniCPTError, match="does not fit"):
         fit.fit("icl", random_base, split, max_length=10)
 
@@ -263,7 +277,7 @@ def test_cut_length_is_the_longest_that_fits():
     shots = [Encoded([0] * n, [2] * (n - 2) + [3, 4]) for n in (5, 20, 9)]
     queries = [Encoded([0] * n, [2] * (n - 1) + [3]) for n in (3, 30)]
     for limit in range(13, 64):
-        cap = fit.fit_text_length(2, shots, queries, limit)
+        cap = fit_text_length(2, shots, queries, limit)
 
         def total(cap):
             return (
@@ -273,6 +287,86 @@ def test_cut_length_is_the_longest_that_fits():
             )
 
         assert total(math.inf) <= limit if cap is None else total(cap) <= limit < total(cap + 1)
+
+
+@given(
+    st.lists(st.sampled_from(["why", "who is it", "banana " * 9, ""]), min_size=1, max_size=4),
+    st.integers(0, 12),
+)
+def test_cutting_tokens_is_encoding_with_a_cap(random_base, texts, longest):
+    """`cut` after one pass of the tokenizer gives what `encode` gives with a cap, and counts what it took away."""
+    pairs, template = [(text.strip(), "entity") for text in texts], Template("ask {} please")
+    whole = encode(random_base.tokenizer, template, pairs)
+    assert [cut(row, longest) for row in whole] == encode(
+        random_base.tokenizer, template, pairs, longest
+    )
+    assert [cut(row, None) for row in whole] == whole
+    twice = [cut(cut(row, longest + 2), longest) for row in whole]
+    assert [row.cut for row in twice] == [cut(row, longest).cut for row in whole]
+
+
+def test_a_training_row_ends_with_its_label():
+    row = Encoded([5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 4, 0])
+    assert until_label(row) == Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 4])
+
+
+def test_everything_is_tokenised_once(random_base, split):
+    """One call for the labels, one for all rows; the instruction of the † methods is a third."""
+    calls = []
+
+    class Counting:
+        def __call__(self, strings, **kwargs):
+            calls.append(len(strings))
+            return random_base.tokenizer(strings, **kwargs)
+
+    base = dataclasses.replace(random_base, tokenizer=Counting())
+    for method, expected in (("icl", 2), ("cpt", 2), ("cpt_instr", 3)):
+        calls.clear()
+        prepare(method, base, split, HP, "mean", None, [], 64)
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize("method", ["zero", "icl", "pt", "ipt_instr", "iapt", "cpt_instr", "ct_kv"])
+def test_what_stands_before_a_query_is_counted_and_its_room_is_what_is_left(
+    random_base, split, method
+):
+    predictor = fit.fit(method, random_base, split, HP, max_length=200)
+    held = 0 if predictor.prefix is None else tokens_of(predictor.prefix)
+    assert predictor.prefix_length == held + (HP["tokens"] if method == "iapt" else 0)
+    with pytest.warns(UserWarning, match="1 of 2 texts were cut .* fits into 200 tokens"):
+        short, long = predictor.encode_queries(["why", "banana " * 300])
+    assert short.cut == 0 and long.cut > 0
+    assert predictor.prefix_length + len(long) + max(map(len, predictor.candidates)) == 200
+
+
+def test_a_text_longer_than_the_model_is_cut_and_the_others_do_not_notice(random_base, split):
+    predictor = fit.fit("icl", random_base, split)
+    texts = texts_of(split)[:2]
+    expected, _ = predictor.scores(texts)
+    with pytest.warns(UserWarning, match="were cut at their end") as caught:
+        together, _ = predictor.scores([*texts, "banana " * 900])
+    assert caught[0].filename == __file__  # it points to who asked, not into the library
+    torch.testing.assert_close(together[:2], expected)
+    assert torch.isfinite(together).all()
+    with pytest.warns(UserWarning, match="were cut to") as caught:
+        fit.fit("icl", random_base, split, max_length=50)
+    assert caught[0].filename == __file__
+
+
+def test_zero_shot_needs_no_query_to_be_fitted(random_base, split):
+    bare = data.Split("t", [], [], split.verbalizers, split.template, "", 0)
+    ours = fit.fit("zero", random_base, bare).scores(texts_of(split))[0]
+    assert torch.equal(ours, fit.fit("zero", random_base, split).scores(texts_of(split))[0])
+
+
+def test_labels_that_the_chosen_score_cannot_tell_apart_are_refused_before_training(random_base):
+    words = {"a": "who is", "b": "who was"}
+    split = data.Split("t", [("why", "a"), ("who", "b")], [], words, Template(), "", 0)
+    fit.fit("icl", random_base, split)
+    with pytest.raises(MiniCPTError, match="have the same tokens"):
+        fit.fit("icl", random_base, split, label_score="first")
+    with pytest.raises(MiniCPTError, match="Unknown label score 'men'. Did you mean 'mean'"):
+        fit.fit("cpt", random_base, split, label_score="men")
 
 
 def test_unknown_method_and_missing_instruction(random_base, split):

@@ -273,6 +273,14 @@ class IAPTModel(nn.Module):
         """The trained tensors by name; a shared one once."""
         return dict(self.generators.named_parameters())
 
+    def activations(self) -> list[nn.Parameter]:
+        """The coefficients of the learned activation functions, which MiLoRA trains as an architecture."""
+        return [p for g in self.generators for p in (g.numerator, g.denominator)]
+
+    def weights(self) -> list[nn.Parameter]:
+        """The other trained tensors: the matrices of the generators."""
+        return [p for p in self.generators.parameters() if p.dim() == 2]
+
     def save_pretrained(self, folder) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""
         with replacing(folder) as new:

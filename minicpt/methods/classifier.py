@@ -1,9 +1,6 @@
 """`FewShotClassifier`: every method as a scikit-learn estimator, for people with twenty labelled sentences."""
 
-import contextlib
 import copy
-import json
-import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -11,32 +8,23 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import peft
-import safetensors.torch
-import torch
 from joblib.externals.loky.backend.reduction import register as register_for_joblib
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..core.templates import Encoded, Template, encode, tokenize
+from ..core.templates import Template
 from ..data import Split, sample_shots
-from ..dropin.configs import IAPTConfig
-from ..dropin.iapt import IAPTModel
-from ..dropin.saving import read_state, replacing
 from ..engine.base_models import BaseModel, load_base
-from ..engine.scores import LABEL_SCORES, check_candidates
-from ..errors import MiniCPTError, unknown
-from .context_tuning import cache_from_tensors, cache_to_tensors
-from .fit import Predictor, fit, fit_text_length
+from ..errors import MiniCPTError
+from . import persistence
+from .fit import Predictor, fit
+from .prepare import Prompt, read_task
 from .registry import METHODS, hyperparameters
 
-SHOTS, BATCH = (
-    8,
-    16,
-)  # if nobody says how many; a longer context costs time in every step and every prediction
-FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 1"
+DEFAULT_SHOTS = 8  # a longer context costs time in every step and every prediction
+BATCH = 16  # rows, where the tuned batch is all rows: here these may be many
 _shared_base = lru_cache(maxsize=1)(load_base)  # a grid search loads it once a process
 
 
@@ -71,65 +59,50 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         max_length=None,
         random_state=0,
     ):
-        self.method, self.model, self.shots, self.template = method, model, shots, template
-        self.verbalizers, self.instruction, self.hp, self.label_score = (
-            verbalizers,
-            instruction,
-            hp,
-            label_score,
-        )
-        self.calibrated, self.max_length, self.random_state = calibrated, max_length, random_state
+        self.method = method
+        self.model = model
+        self.shots = shots
+        self.template = template
+        self.verbalizers = verbalizers
+        self.instruction = instruction
+        self.hp = hp
+        self.label_score = label_score
+        self.calibrated = calibrated
+        self.max_length = max_length
+        self.random_state = random_state
 
     def fit(self, X: Sequence[str], y: Sequence[Hashable]) -> "FewShotClassifier":
         """Fit on N texts and their N labels. Raises `MiniCPTError` for bad parameters or rows, or a single class."""
         texts, labels = _texts(X), _labels(y, X)
         if "" in texts:
             raise MiniCPTError(f"Text {texts.index('')} is empty; leave the row out.")
-        if len(classes := list(dict.fromkeys(labels))) < 2:
-            raise MiniCPTError(
-                f"All labels are {labels[0]!r}; a classifier needs at least two classes."
-            )
-        with contextlib.suppress(
-            TypeError
-        ):  # labels without an order keep that of their first appearance
-            classes = sorted(classes)
+        classes = _classes(labels)
         hp, word_of = self._hyperparameters(), self._words(classes)
-        rows = [
-            (text, word_of[label]) for text, label in zip(texts, labels)
-        ]  # inside, a class is called by its word
-        base, rs, words = self._base(), self.random_state, list(word_of.values())
-        seed = int(rs) if isinstance(rs, Integral) else check_random_state(rs).randint(2**31 - 1)
-        candidates = tokenize(base.tokenizer, [self.template.label_text(w) for w in words])
-        # "first" looks at one token of each label
-        check_candidates(
-            {
-                w: ids[:1] if self.label_score == "first" else ids
-                for w, ids in zip(words, candidates)
-            }
-        )
-        chosen = self._choose(base, rows, candidates, hp, seed)
-        rest = [row for i, row in enumerate(rows) if i not in chosen]
-        split = Split(
+        # inside, a class is called by its word
+        rows = [(text, word_of[label]) for text, label in zip(texts, labels)]
+        base, seed = self._base(), self.random_state
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        everything = Split(
             "FewShotClassifier",
-            [rows[i] for i in chosen],
+            rows,
             [],
-            {w: w for w in words},
+            {word: word for word in word_of.values()},
             self.template,
             self.instruction,
-            seed,
+            int(seed),
         )
-        predictor = fit(self.method, base, split, hp, self.label_score, self.max_length, extra=rest)
-        return self._set_fitted(base, predictor, classes, chosen, seed)
+        options = (hp, self.label_score, self.max_length)
+        prompt = read_task(self.method, base, everything, *options)
+        chosen = self._choose(prompt, everything)
+        split = replace(everything, shots=[rows[i] for i in chosen])
+        rest = [row for i, row in enumerate(rows) if i not in chosen]
+        predictor = fit(self.method, base, split, *options, extra=rest)
+        return self._set_fitted(predictor, classes, chosen, split.seed, base.fingerprint)
 
     def _hyperparameters(self) -> dict:
         """Those of this fit; raises for parameters that have no meaning."""
-        hp, spec = hyperparameters(self.method, self.model, self.hp), METHODS[self.method]
-        if spec.instruction and not self.instruction:
-            raise MiniCPTError(
-                f'{self.method} needs instruction="...", a sentence that says what to do.'
-            )
-        if self.label_score not in LABEL_SCORES:
-            raise unknown("label score", self.label_score, LABEL_SCORES)
+        hp = hyperparameters(self.method, self.model, self.hp)
         if not isinstance(self.template, Template):
             raise MiniCPTError(
                 f'template must be a Template, such as Template("text: {{}}"); got {self.template!r}.'
@@ -137,87 +110,61 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise MiniCPTError(f"{name} must be None or a whole number from 1, got {value!r}.")
-        return (
-            {**hp, "batch_size": hp["batch_size"] or BATCH} | (self.hp or {}) if spec.trains else {}
-        )
+        if METHODS[self.method].trains is None:
+            return {}
+        return hp | {"batch_size": hp["batch_size"] or BATCH} | (self.hp or {})
 
     def _base(self) -> BaseModel:
         """The base model that all classifiers share; a copy of it for LoRA, which changes it."""
         base = _shared_base(self.model)
-        return (
-            replace(base, model=copy.deepcopy(base.model))
-            if METHODS[self.method].trains == "lora"
-            else base
-        )
+        if METHODS[self.method].trains == "lora":
+            base = replace(base, model=copy.deepcopy(base.model))
+        return base
 
     def _words(self, classes: list) -> dict[Hashable, str]:
         """The label word of each class; raises if one has none, or two share one."""
         given = {c: c for c in classes} if self.verbalizers is None else self.verbalizers
-        words = {
-            c: str(given.get(c, "")).strip() for c in classes
-        }  # outer spaces belong to the template
-        for label, word in words.items():
+        words, label_of = {}, {}
+        for label in classes:
+            word = str(given.get(label, "")).strip()  # outer spaces belong to the template
             if not word:
                 raise MiniCPTError(
                     f"There is no word for the label {label!r}; verbalizers must give every label one."
                 )
-            if (other := next(c for c in words if words[c] == word)) != label:
+            if word in label_of:
                 raise MiniCPTError(
-                    f"The labels {other!r} and {label!r} share the word {word!r}; give each its own."
+                    f"The labels {label_of[word]!r} and {label!r} share the word {word!r}; give each its own."
                 )
+            words[label], label_of[word] = word, label
         return words
 
-    def _choose(
-        self, base: BaseModel, rows: list, candidates: list[list[int]], hp: dict, seed: int
-    ) -> list[int]:
-        """Which rows stand in the context, in its order."""
-        spec, words = METHODS[self.method], [word for _, word in rows]
+    def _choose(self, prompt: Prompt, split: Split) -> list[int]:
+        """Which of the split's rows stand in the context, in its order."""
+        words = [word for _, word in split.shots]
         if self.shots is not None:
-            return sample_shots(words, self.shots, seed)
-        instruction = self.instruction + self.template.inter if spec.instruction else ""
-        n_prompt = len(tokenize(base.tokenizer, [instruction])[0])
-        n_prompt = n_prompt or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
-        lengths = [len(e) for e in encode(base.tokenizer, self.template, rows)]
-        # the budget of `methods.fit`, which cuts texts where it is exceeded
-        room = self._limit(base) - n_prompt - max(map(len, candidates)) - max(lengths)
-        for k in range(min(max(SHOTS, len(candidates)), len(rows)), 0, -1):
-            chosen = sample_shots(words, k, seed)
-            if k <= min(SHOTS, len(candidates)) or sum(lengths[i] for i in chosen) <= room:
+            return sample_shots(words, self.shots, split.seed)
+        lengths = [len(row) for row in prompt.encode(split.shots)]
+        room = prompt.limit - prompt.taken - max(lengths)  # the longest row as the query
+        most = min(max(DEFAULT_SHOTS, len(split.classes)), len(words))
+        least = min(DEFAULT_SHOTS, len(split.classes))
+        for k in range(most, least, -1):
+            chosen = sample_shots(words, k, split.seed)
+            if sum(lengths[i] for i in chosen) <= room:
                 return chosen
-
-    def _limit(self, base: BaseModel) -> int:
-        return int(min(base.max_length, self.max_length or base.max_length))
+        return sample_shots(words, least, split.seed)
 
     def _set_fitted(
-        self, base: BaseModel, predictor: Predictor, classes: list, chosen: list[int], seed: int
-    ):
+        self, predictor: Predictor, classes: list, chosen: list[int], seed: int, fingerprint: str
+    ) -> "FewShotClassifier":
         """Keep what prediction and `save` need."""
-        tokenizer, template, limit = base.tokenizer, self.template, self._limit(base)
-        fixed = max(map(len, predictor.candidates)) + predictor.prefix_length
-
-        def encode_queries(texts: Sequence[str]) -> list[Encoded]:
-            rows = [(text, None) for text in texts]
-            cap = fit_text_length(fixed, [], encode(tokenizer, template, rows), limit)
-            if cap is not None:
-                warnings.warn(
-                    f"Texts were cut to {cap} tokens, so that the prompt fits into {limit}.",
-                    stacklevel=4,
-                )
-            return encode(tokenizer, template, rows, cap)
-
-        predictor.encode_queries = (
-            encode_queries  # queries may be longer than all that was trained on
-        )
-        if len(types := {*map(type, classes)}) == 1 and types <= {str, int, float, bool}:
+        if len({*map(type, classes)}) == 1 and type(classes[0]) in (str, int, float, bool):
             self.classes_ = np.array(classes)
         else:  # the None keeps NumPy from making a table of tuples
             self.classes_ = np.array([*classes, None], dtype=object)[:-1]
-        self.shots_, self.seed_, self.predictor_, self._fingerprint = (
-            chosen,
-            seed,
-            predictor,
-            base.fingerprint,
-        )
+        self.shots_ = chosen
+        self.seed_ = seed
+        self.predictor_ = predictor
+        self._fingerprint = fingerprint
         return self
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
@@ -246,26 +193,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _state(self) -> tuple[dict, dict[str, Tensor]]:
         """All that was fitted but the base model: JSON values and tensors on the CPU."""
-        predictor, lora, iapt = self.predictor_, None, None
-        tensors = {} if predictor.prefix is None else {"prefix": predictor.prefix}
-        if METHODS[self.method].trains == "cache":
-            tensors = cache_to_tensors(predictor.prefix)
-        if isinstance(predictor.model, peft.PeftModel):
-            config, tensors = (
-                predictor.model.peft_config["default"],
-                peft.get_peft_model_state_dict(predictor.model),
-            )
-            lora = {
-                "r": config.r,
-                "lora_alpha": config.lora_alpha,
-                "target_modules": sorted(config.target_modules),
-            }
-        elif isinstance(predictor.model, IAPTModel):
-            config, tensors = predictor.model.peft_config["default"], predictor.model.trained()
-            iapt = {
-                "num_virtual_tokens": config.num_virtual_tokens,
-                "bottleneck": config.bottleneck,
-            }
+        fitted, tensors = persistence.take_apart(self.predictor_)
         params = {
             **self.get_params(deep=False),
             "template": asdict(self.template),
@@ -273,105 +201,55 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             "verbalizers": self.verbalizers is not None,
         }
         state = {
-            "format": FORMAT,
             "params": params,
             "classes": self.classes_.tolist(),
-            "words": predictor.classes,
-            "lora": lora,
-            "iapt": iapt,
-            "candidates": predictor.candidates,
-            "history": predictor.history,
             "shots": self.shots_,
             "fingerprint": self._fingerprint,
+            "predictor": fitted,
         }
-        return state, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return state, tensors
 
     @classmethod
     def _from_state(cls, state: dict, tensors: dict[str, Tensor]) -> "FewShotClassifier":
         params, classes = dict(state["params"]), [_tuples(label) for label in state["classes"]]
         params["template"] = Template(**params["template"])
-        params["verbalizers"] = (
-            dict(zip(classes, state["words"])) if params["verbalizers"] else None
-        )
+        words = state["predictor"]["classes"]
+        params["verbalizers"] = dict(zip(classes, words)) if params["verbalizers"] else None
         self = cls(**params)
         base = self._base()
         if base.fingerprint != state["fingerprint"]:
             raise MiniCPTError(
                 f"The weights of {self.model!r} are not those of the fit; fit again, or restore them."
             )
-        if state["lora"]:
-            with torch.random.fork_rng():  # PEFT draws weights at first
-                base.model = peft.get_peft_model(
-                    base.model, peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"])
-                )
-            peft.set_peft_model_state_dict(base.model.eval(), tensors)
-        prefix, model = (
-            tensors["prefix"].to(base.device) if "prefix" in tensors else None,
-            base.model,
+        predictor = persistence.put_together(state["predictor"], tensors, base, self.template)
+        return self._set_fitted(
+            predictor, classes, state["shots"], params["random_state"], base.fingerprint
         )
-        if METHODS[self.method].trains == "cache":
-            prefix = cache_from_tensors(tensors, base.device)
-        if state.get("iapt"):
-            with torch.random.fork_rng():  # as above
-                model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors)
-        predictor = Predictor(
-            model,
-            prefix,
-            state["candidates"],
-            state["words"],
-            None,
-            self.label_score,
-            state["history"],
-        )
-        return self._set_fitted(base, predictor, classes, state["shots"], params["random_state"])
 
     def save(self, folder: str | Path) -> None:
-        """Write all but the base model to one file in `folder`: tensors, and JSON in their header.
+        """Write all but the base model to one file in `folder`; an interrupted save leaves an older file whole.
 
-        An interrupted save leaves an older file whole. A `random_state` that is no number is saved as the seed it gave.
+        A `random_state` that is no number is saved as the seed it gave.
         Raises `NotFittedError`, and `MiniCPTError` for labels other than text, numbers, bools and tuples of them.
         """
         check_is_fitted(self, "predictor_")
-        state, tensors = self._state()
-        header = {"minicpt": json.dumps(state, default=_plain)}
-        with replacing(folder) as new:
-            safetensors.torch.save_file(tensors, new / FILE, header)
+        persistence.write(folder, *self._state())
 
     @classmethod
     def load(cls, folder: str | Path) -> "FewShotClassifier":
         """Load what `save` wrote. Raises `MiniCPTError` for a damaged or foreign file and for another base model."""
-        path = Path(folder, FILE)
-        try:
-            tensors, metadata = read_state(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise MiniCPTError(
-                f"Cannot read {path}: {error}. Save the classifier again."
-            ) from error
-        state = json.loads(metadata.get("minicpt", "{}"))
-        if state.get("format") != FORMAT:
-            raise MiniCPTError(
-                f"{path} was not written by FewShotClassifier.save, or by another version of it."
-            )
-        return cls._from_state(state, tensors)
+        return cls._from_state(*persistence.read(folder))
 
 
 def _between_processes(classifier: FewShotClassifier):
-    # scikit-learn sends fitted estimators to joblib's workers (inside scorers) and back; a worker loads its own base
+    """How joblib carries a classifier: scikit-learn sends fitted ones to its workers, inside scorers, and back."""
     if hasattr(classifier, "predictor_"):
         return FewShotClassifier._from_state, classifier._state()
     return classifier.__reduce_ex__(4)
 
 
+# with n_jobs=2 alone: pickle itself goes on refusing fitted classifiers, and a worker loads a base model of its own
 register_for_joblib(FewShotClassifier, _between_processes)
-
-
-def _plain(value) -> int | float | bool | str:
-    """What JSON shall hold for a value that it does not know."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise MiniCPTError(
-        f"{value!r} cannot be saved; labels and parameters may be text, numbers, bools, tuples of them."
-    )
 
 
 def _tuples(label) -> Hashable:
@@ -379,9 +257,23 @@ def _tuples(label) -> Hashable:
     return tuple(map(_tuples, label)) if isinstance(label, list) else label
 
 
+def _classes(labels: list[Hashable]) -> list[Hashable]:
+    """The distinct labels, sorted; labels without an order keep that of their first appearance."""
+    classes = list(dict.fromkeys(labels))
+    if len(classes) < 2:
+        raise MiniCPTError(
+            f"All labels are {labels[0]!r}; a classifier needs at least two classes."
+        )
+    try:
+        return sorted(classes)
+    except TypeError:
+        return classes
+
+
 def _texts(X: Sequence[str]) -> list[str]:
     """Check that X is a list (or array, or series) of strings; outer spaces belong to the template."""
-    for i, text in enumerate(texts := _column(X, "texts")):
+    texts = _column(X, "texts")
+    for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise MiniCPTError(
                 f"Text {i} is no string but {text!r}; convert the texts, or leave it out."

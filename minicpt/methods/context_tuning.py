@@ -6,7 +6,7 @@ CT-Prompt, and every variant of CPT that PEFT's interface cannot express) or the
 `TunedContext` gives the same numbers (tested), which is what makes it a fair place to change one of them.
 
 Options (hyper-parameters of the same names), and what CPT does:
-- `roles`: which tokens move, "all" or some of ROLES joined by "+"; CPT: "instruction+template+input"
+- `roles`: which tokens move, "all" or some of MOVABLE joined by "+"; CPT: "instruction+template+input"
 - `projection`: "token" (CPT: a ball per token), "together" (one ball for the whole delta) or "none"
 - `context_labels`: "all" (CPT) or "one", drawn anew for each step
 - `leave_one_out`: a training row that is example i of the context does not attend to example i
@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ..core.embeddings import epsilon_length
 from ..core.loss import IGNORE, label_loss
-from ..core.masks import is_input, is_label, is_template
+from ..core.masks import SEPARATOR, example_of, is_input, is_label, is_template
 from ..core.projection import project, project_together
 from ..core.templates import Encoded
 from ..engine.base_models import BaseModel
 from ..engine.prefix import Prefix, loss_after, obstacle, run
 from ..errors import unknown
+from .prepare import Batch
 
-ROLES = ("instruction", "template", "input", "label", "separator")
+MOVABLE = ("instruction", "template", "input", "label", "separator")
 OPTIONS = {
     "roles": "instruction+template+input",
     "projection": "token",
@@ -34,28 +35,29 @@ OPTIONS = {
     "leave_one_out": False,
     "token_dropout": 0.0,
 }
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask, types, labels, each (B, T)
+VALUES = {"projection": ("token", "together", "none"), "context_labels": ("all", "one")}
 
 
 def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Bool[Tensor, "P"]:
     """Mark the tokens of the named roles; the first `n_instruction` tokens are the instruction's (†)."""
-    names = ROLES if roles == "all" else roles.split("+")
-    if wrong := [name for name in names if name not in ROLES]:
-        raise unknown("role", wrong[0], [*ROLES, "all"])
+    names = MOVABLE if roles == "all" else roles.split("+")
+    for name in names:
+        if name not in MOVABLE:
+            raise unknown("role", name, [*MOVABLE, "all"])
     instruction = torch.arange(len(types), device=types.device) < n_instruction
     of = {
         "instruction": instruction,
         "template": is_template(types) & ~instruction,
         "input": is_input(types),
         "label": is_label(types),
-        "separator": types == 0,
+        "separator": types == SEPARATOR,
     }
     return torch.stack([of[name] for name in names]).any(0)
 
 
 def examples_of(types: Int[Tensor, "P"], n_instruction: int) -> Int[Tensor, "P"]:
     """Number the example that each token belongs to, from 0; separators to the one before them, instruction -1."""
-    example = torch.where(types > 0, (types - 1) // 4, -1).cummax(0).values
+    example = example_of(types).cummax(0).values
     return example.masked_fill(torch.arange(len(types), device=types.device) < n_instruction, -1)
 
 
@@ -69,11 +71,9 @@ def visible(
     leave-one-out masking and token dropout; that each row of a step drops positions of its own is our reading.
     """
     seen = (torch.rand(len(rows), len(examples)) >= dropout).to(examples.device)
-    return (
-        seen & (examples != torch.tensor(rows, device=examples.device)[:, None])
-        if leave_one_out
-        else seen
-    )
+    if leave_one_out:
+        seen &= examples != torch.tensor(rows, device=examples.device)[:, None]
+    return seen  # (B, P)
 
 
 class TunedContext:
@@ -81,15 +81,11 @@ class TunedContext:
 
     def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
         self.base, self.hp = base, OPTIONS | hp
-        for name, valid in (
-            ("projection", ("token", "together", "none")),
-            ("context_labels", ("all", "one")),
-        ):
+        for name, valid in VALUES.items():
             if self.hp[name] not in valid:
                 raise unknown(name, self.hp[name], valid)
-        self.ids, self.types = (
-            torch.tensor(x, device=base.device) for x in (context.ids, context.types)
-        )
+        self.ids = torch.tensor(context.ids, device=base.device)  # (P)
+        self.types = torch.tensor(context.types, device=base.device)
         self.examples = examples_of(self.types, n_instruction)
         self.updated = chosen_roles(self.hp["roles"], self.types, n_instruction)
         self.centre = base.embed(context.ids)[0].float()
@@ -106,10 +102,10 @@ class TunedContext:
 
     def loss(self, batch: Batch, rows: list[int]) -> Tensor:
         """The training rows' labels, each row seeing what it may, plus the context's labels, which see everything."""
-        (ids, mask, types, labels), prefix = batch, self.prefix().to(self.base.model.dtype)
+        prefix = self.prefix().to(self.base.model.dtype)  # (1, P, D)
         seen = visible(self.examples, rows, self.hp["leave_one_out"], self.hp["token_dropout"])
         share = bool(seen.all()) and not obstacle(self.base.model)
-        loss = loss_after(self.base.model, prefix, ids, mask, types, labels, share, seen)
+        loss = loss_after(self.base.model, prefix, *batch, share, seen)
         if not self.hp["context_weight"]:
             return loss
         counted = is_label(self.types)
@@ -138,18 +134,16 @@ class TunedCache:
         with torch.no_grad():
             self.cache = run(base.model, base.embed(context.ids))[2]
         for layer in self.cache.layers:
-            layer.keys, layer.values = (
-                x.float().requires_grad_() for x in (layer.keys, layer.values)
-            )
+            layer.keys = layer.keys.float().requires_grad_()  # (1, heads, P, D of a head)
+            layer.values = layer.values.float().requires_grad_()
         self.weights = [x for layer in self.cache.layers for x in (layer.keys, layer.values)]
 
     def prefix(self) -> Prefix:
         """The cache in the model's type, gradients kept."""
         cache = Prefix(self.cache).branch(1)
         for layer in cache.layers:
-            layer.keys, layer.values = (
-                x.to(self.base.model.dtype) for x in (layer.keys, layer.values)
-            )
+            layer.keys = layer.keys.to(self.base.model.dtype)
+            layer.values = layer.values.to(self.base.model.dtype)
         return Prefix(cache)
 
     def loss(self, batch: Batch, rows: list[int]) -> Tensor:
@@ -163,21 +157,18 @@ class TunedCache:
 
 def cache_to_tensors(prefix: Prefix) -> dict[str, Tensor]:
     """Name the keys and values of each layer, as a file keeps them."""
-    layers = enumerate(prefix.cache.layers)
-    return {
-        f"{name}.{i}": getattr(layer, name) for i, layer in layers for name in ("keys", "values")
-    }
+    tensors = {}
+    for i, layer in enumerate(prefix.cache.layers):
+        tensors[f"keys.{i}"] = layer.keys
+        tensors[f"values.{i}"] = layer.values
+    return tensors
 
 
 def cache_from_tensors(tensors: dict[str, Tensor], device: torch.device) -> Prefix:
     """Build the prefix that `cache_to_tensors` took apart."""
     from transformers import DynamicCache
 
-    return Prefix(
-        DynamicCache(
-            [
-                (tensors[f"keys.{i}"].to(device), tensors[f"values.{i}"].to(device))
-                for i in range(len(tensors) // 2)
-            ]
-        )
-    )
+    pairs = []
+    for i in range(len(tensors) // 2):
+        pairs.append((tensors[f"keys.{i}"].to(device), tensors[f"values.{i}"].to(device)))
+    return Prefix(DynamicCache(pairs))

@@ -5,45 +5,54 @@ instruction to use; how the paper does that is not known, so this is our reading
 from the instruction's tokens, CPT† puts the instruction before the context as input-template tokens.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.templates import Encoded, build_context, encode, fit_text_length, tokenize
-from ..core.train import Recipe
+from ..core.templates import Encoded
 from ..data import Row, Split
 from ..engine.base_models import BaseModel
-from ..engine.memory import ROWS, rows_that_fit
-from ..engine.prefix import Prefix, obstacle, tokens_of
-from ..engine.scores import CONTENT_FREE, calibrate, check_candidates, label_scores
-from ..errors import MiniCPTError
+from ..engine.memory import ROWS
+from ..engine.prefix import Prefix
+from ..engine.scores import CONTENT_FREE, calibrate, label_scores
+from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
-from .trainers import TRAINERS, until_label
+from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
 
 
-@dataclass
+@dataclass(frozen=True)
 class Predictor:
-    """A fitted method: scores texts by label. Call `close()` when done: LoRA then leaves the base model as it was."""
+    """A fitted method: scores texts by label. Call `close()` when done: LoRA then leaves the base model as it was.
 
-    model: object
-    prefix: Tensor | Prefix | None  # embeddings (1, P, D), or a prefix that has been run (CT-KV)
-    candidates: list[list[int]]
+    `prefix` stands before every query: embeddings (1, P, D), a prefix that has been run (CT-KV), or nothing; `history`
+    holds the losses of the training steps.
+    """
+
+    model: Any
+    prefix: Tensor | Prefix | None
+    prompt: Prompt
     classes: list[str]
-    encode_queries: Callable[[Sequence[str]], list[Encoded]]
-    label_score: str = "mean"
-    history: list[float] = field(default_factory=list)
+    label_score: str
+    history: list[float]
     close: Callable[[], None] = lambda: None
     rows_at_once: int = ROWS
 
     @property
+    def candidates(self) -> list[list[int]]:
+        """Token ids of each class's label word."""
+        return self.prompt.candidates
+
+    @property
     def prefix_length(self) -> int:
         """Tokens that stand before every query."""
-        return getattr(self.model, "num_virtual_tokens", 0) + (
-            0 if self.prefix is None else tokens_of(self.prefix)
-        )
+        return self.prompt.before
+
+    def encode_queries(self, texts: Sequence[str]) -> list[Encoded]:
+        """Token ids and roles of the texts as queries; texts that are too long are cut, with a warning."""
+        return self.prompt.encode_queries(texts)
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
@@ -78,70 +87,29 @@ def fit(
     Seeded by the split; the global random state is left alone.
     """
     hp = hyperparameters(method, base.name, hp)
-    spec = METHODS[method]
-    if not split.shots and method != "zero":
-        raise MiniCPTError(
-            f"{method} needs at least one shot; without any, only the method 'zero' works."
-        )
-    tokenizer, template = base.tokenizer, split.template
-    words = [split.verbalizers[c] for c in split.classes]
-    candidates = tokenize(tokenizer, [template.label_text(w) for w in words])
-    check_candidates(dict(zip(words, candidates)))
-
-    instruction = (
-        tokenize(tokenizer, [split.instruction + template.inter])[0] if spec.instruction else []
-    )
-    if spec.instruction and not split.instruction:
-        raise MiniCPTError(
-            f'{method} needs an instruction; add "instruction" to the task {split.task!r}.'
-        )
-    labelled, further = (
-        [(text, split.verbalizers[c]) for text, c in rows] for rows in (split.shots, extra)
-    )
-    n_prompt = len(instruction) or (hp["tokens"] if spec.trains in ("prompt", "iapt") else 0)
-    limit = int(min(base.max_length, max_length or base.max_length))
-    rows = [(text, None) for text, _ in split.queries] + labelled + further
-    sequences = encode(tokenizer, template, rows)
-    fixed = n_prompt + max(map(len, candidates))
-    cap = fit_text_length(
-        fixed, encode(tokenizer, template, labelled) if spec.context else [], sequences, limit
-    )
-    shots, others = (
-        encode(tokenizer, template, labelled, cap),
-        encode(tokenizer, template, further, cap),
-    )
-    if cap is not None:
-        sequences = encode(tokenizer, template, rows, cap)
-        warnings.warn(
-            f"{split.task}, {method}, {len(shots)} shots: {sum(e.cut > 0 for e in sequences)} of {len(rows)} texts were "
-            f"cut to {cap} tokens, so that the prompt fits into {limit}; labels are never cut.",
-            stacklevel=2,
-        )
-    context = build_context(
-        shots if spec.context else [], instruction if spec.trains == "context" else []
-    )
-    trained = [until_label(row) for row in shots + others] if spec.trains else []
-    in_prefix = len(context) + n_prompt * (spec.trains == "prompt")
-    longest = max(map(len, sequences)) + max(map(len, candidates))
-    batch = min(hp["batch_size"] or len(trained), len(trained)) if trained else 0
-    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or obstacle(base.model))
-    rows_at_once = rows_that_fit(
-        base.model, base.device, in_prefix, longest, batch, rows_at_once, shared
-    )
-    predictor = Predictor(
-        base.model,
-        base.embed(context.ids) if len(context) else None,
-        candidates,
-        split.classes,
-        lambda texts: encode(tokenizer, template, [(t, None) for t in texts], cap),
-        label_score,
-        rows_at_once=rows_at_once,
-    )
-    if spec.trains is None:
-        return predictor
+    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)
-        recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"], at_once=rows_at_once)
-        generator = torch.Generator().manual_seed(split.seed)  # of the rows' order
-        TRAINERS[spec.trains](predictor, base, context, trained, hp, recipe, instruction, generator)
-    return predictor
+        match METHODS[method].trains:
+            case "prompt":
+                fitted = train_prompt(job)
+            case "lora":
+                fitted = train_lora(job)
+            case "context":
+                fitted = train_context(job)
+            case "cache":
+                fitted = train_cache(job)
+            case "iapt":
+                fitted = train_iapt(job)
+            case None:
+                fitted = Fitted(base.model, job.embedded_context())
+    return Predictor(
+        fitted.model,
+        fitted.prefix,
+        prompt,
+        split.classes,
+        label_score,
+        fitted.history,
+        fitted.close,
+        job.recipe.at_once,
+    )

@@ -1,44 +1,47 @@
-"""How each kind of method trains: TRAINERS[kind](predictor, base, context, rows, hp, recipe, instruction, generator).
+"""How each kind of method trains: a `Job` goes in, a `Fitted` comes out; `fit` says which function is for whom.
 
-Each trains on `rows` and writes what came of it into the predictor: its prefix or model, and the losses of its steps.
+PEFT, and our classes that stand on it, are imported where they are used: methods that train nothing do without.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.embeddings import epsilon_length, rows_of
-from ..core.loss import IGNORE, label_loss
-from ..core.masks import LABEL
+from ..core.loss import label_loss
+from ..core.masks import SEPARATOR
 from ..core.projection import project
-from ..core.templates import Encoded, collate
+from ..core.templates import Encoded
 from ..core.train import train, train_bilevel
-from ..engine.prefix import loss_after, obstacle
+from ..engine.prefix import Prefix, loss_after, obstacle
 from .context_tuning import OPTIONS, TunedCache, TunedContext
+from .prepare import Job
 
 
-def until_label(row: Encoded) -> Encoded:
-    """A training row ends with its label: what follows it in the context has no say in the loss."""
-    end = len(row) - row.types[::-1].index(LABEL)
-    return Encoded(row.ids[:end], row.types[:end])
+@dataclass(frozen=True)
+class Fitted:
+    """What came of it: a model, what stands before every query, the loss of each step, and how to undo it."""
+
+    model: Any
+    prefix: Tensor | Prefix | None = None
+    history: list[float] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
 
 
-def _batch(rows: list[Encoded], chosen: list[int], device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
-    ids, mask, types = (t.to(device) for t in collate([rows[i] for i in chosen]))
-    return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
-
-
-def _train_context(predictor, base, context, rows, hp, recipe, instruction, generator):
+def train_context(job: Job) -> Fitted:
     """CPT: the context's embeddings move inside their balls (paper 3.2)."""
+    base, hp = job.base, job.hp
     if OPTIONS.keys() & hp.keys():  # beyond what the drop-in classes can say
-        tuned = TunedContext(base, context, len(instruction), hp)
-        return _train_tuned(tuned, predictor, rows, recipe, generator)
+        return _train_tuned(job, TunedContext(base, job.context, len(job.instruction), hp))
     from ..dropin.model import CPTConfig, TaskType, get_peft_model
 
     config = CPTConfig(
         task_type=TaskType.CAUSAL_LM,
-        cpt_token_ids=context.ids,
-        cpt_tokens_type_mask=context.types,
+        cpt_token_ids=job.context.ids,
+        cpt_tokens_type_mask=job.context.types,
         opt_weighted_loss_type="decay",
         opt_loss_decay_factor=hp["decay"],
         opt_projection_epsilon=hp["epsilon"],
@@ -50,131 +53,117 @@ def _train_context(predictor, base, context, rows, hp, recipe, instruction, gene
     model = get_peft_model(base.model, config)
     encoder = model.prompt_encoder["default"]
 
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
+    def loss_of(chosen: list[int]) -> Tensor:
+        ids, mask, types, labels = job.batch(chosen)
         return model(input_ids=ids, attention_mask=mask, labels=labels, input_type_mask=types).loss
 
     weights = [encoder.delta_embedding.weight]
-    predictor.history = train(loss_of, weights, len(rows), recipe, generator, encoder.project_)
-    predictor.prefix = model.get_prompt(batch_size=1).detach()
+    history = train(loss_of, weights, len(job.rows), job.recipe, job.generator, encoder.project_)
+    return Fitted(base.model, model.get_prompt(batch_size=1).detach(), history)
 
 
-def _train_cache(predictor, base, context, rows, hp, recipe, instruction, generator):
+def train_cache(job: Job) -> Fitted:
     """CT-KV: the context's keys and values."""
-    _train_tuned(
-        TunedCache(base, context, len(instruction), hp), predictor, rows, recipe, generator
+    return _train_tuned(job, TunedCache(job.base, job.context, len(job.instruction), job.hp))
+
+
+def _train_tuned(job: Job, tuned: TunedContext | TunedCache) -> Fitted:
+    def loss_of(chosen: list[int]) -> Tensor:
+        return tuned.loss(job.batch(chosen), chosen)
+
+    history = train(
+        loss_of, tuned.weights, len(job.rows), job.recipe, job.generator, tuned.project_
     )
-
-
-def _train_tuned(tuned, predictor, rows, recipe, generator):
-    def loss_of(chosen):
-        return tuned.loss(_batch(rows, chosen, tuned.base.device), chosen)
-
-    predictor.history = train(loss_of, tuned.weights, len(rows), recipe, generator, tuned.project_)
     with torch.no_grad():
-        predictor.prefix = tuned.prefix()
+        return Fitted(job.base.model, tuned.prefix(), history)
 
 
-def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, generator):
+def train_prompt(job: Job) -> Fitted:
     """PT and IPT: a soft prompt before the query, or before the fixed context and the query.
 
     Given an `epsilon` (in `epsilon_unit`), every prompt token stays in a ball around its start, as CPT's tokens do.
     """
     from ..dropin.model import PromptTuningConfig, TaskType, get_peft_model
 
+    base, hp, instruction = job.base.model, job.hp, list(job.instruction)
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=len(instruction) or hp["tokens"],
         prompt_tuning_init="RANDOM" if instruction else hp["init"],
     )
-    model = get_peft_model(base.model, config)
+    model = get_peft_model(base, config)
     weight = model.prompt_encoder["default"].embedding.weight
     if instruction:  # the ids are at hand: PromptTuningInit.TEXT would load the tokenizer again
-        weight.data = rows_of(base.model.get_input_embeddings(), instruction)
+        weight.data = rows_of(base.get_input_embeddings(), instruction)
     start = weight.detach().clone()
-    fixed = Encoded(context.ids, [0] * len(context))
-    rows = [fixed + row for row in rows]
-    share = not obstacle(base.model)
+    # the context is text that every row begins with; its labels are not trained on
+    fixed = Encoded(job.context.ids, [SEPARATOR] * len(job.context))
+    job = replace(job, rows=[fixed + row for row in job.rows])
+    share = not obstacle(base)
 
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        return loss_after(
-            base.model, model.get_prompt(batch_size=1), ids, mask, types, labels, share
-        )
+    def loss_of(chosen: list[int]) -> Tensor:
+        return loss_after(base, model.get_prompt(batch_size=1), *job.batch(chosen), share)
 
     @torch.no_grad()
-    def project_():
-        radius = hp["epsilon"] * epsilon_length(
-            hp["epsilon_unit"], base.model.get_input_embeddings()
-        )
-        weight.copy_(
-            start + project(weight - start, torch.full((len(start),), radius, device=start.device))
-        )
+    def project_() -> None:
+        if "epsilon" in hp:
+            radius = hp["epsilon"] * epsilon_length(hp["epsilon_unit"], base.get_input_embeddings())
+            radii = torch.full((len(start),), radius, device=start.device)
+            weight.copy_(start + project(weight - start, radii))
 
-    hooks = [project_] if "epsilon" in hp else []
-    predictor.history = train(loss_of, [weight], len(rows), recipe, generator, *hooks)
-    prompt = model.get_prompt(batch_size=1).detach()
-    predictor.prefix = (
-        prompt
-        if predictor.prefix is None
-        else torch.cat((prompt, predictor.prefix.to(prompt)), dim=1)
-    )
+    history = train(loss_of, [weight], len(job.rows), job.recipe, job.generator, project_)
+    prompt, context = model.get_prompt(batch_size=1).detach(), job.embedded_context()
+    if context is not None:
+        prompt = torch.cat((prompt, context.to(prompt)), dim=1)
+    return Fitted(base, prompt, history)
 
 
-def _train_lora(predictor, base, context, rows, hp, recipe, instruction, generator):
+def train_lora(job: Job) -> Fitted:
     """LoRA on the query alone, by PEFT."""
     import peft
 
     from ..dropin.model import get_peft_model
 
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=hp["rank"], lora_alpha=hp["alpha"])
-    model = get_peft_model(base.model, config)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=job.hp["rank"], lora_alpha=job.hp["alpha"])
+    model = get_peft_model(job.base.model, config)
 
-    def restore():
+    def close() -> None:
         model.unload()
-        base.model.requires_grad_(False)
+        job.base.model.requires_grad_(False)
 
-    predictor.model, predictor.close = model, restore
+    def loss_of(chosen: list[int]) -> Tensor:
+        ids, mask, types, labels = job.batch(chosen)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        return label_loss(logits, labels, types, reduction="sum")
 
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        return label_loss(
-            model(input_ids=ids, attention_mask=mask).logits, labels, types, reduction="sum"
-        )
-
+    weights = [p for p in model.parameters() if p.requires_grad]
     try:
-        weights = [p for p in model.parameters() if p.requires_grad]
-        predictor.history = train(loss_of, weights, len(rows), recipe, generator)
+        history = train(loss_of, weights, len(job.rows), job.recipe, job.generator)
     except BaseException:
-        restore()
+        close()
         raise
-    model.eval()
+    return Fitted(model.eval(), None, history, close)
 
 
-def _train_iapt(predictor, base, context, rows, hp, recipe, instruction, generator):
+def train_iapt(job: Job) -> Fitted:
     """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
     from ..dropin.model import IAPTConfig, get_peft_model
 
-    config = IAPTConfig(num_virtual_tokens=hp["tokens"], bottleneck=hp["bottleneck"])
-    model = predictor.model = get_peft_model(base.model, config)
+    config = IAPTConfig(num_virtual_tokens=job.hp["tokens"], bottleneck=job.hp["bottleneck"])
+    model = get_peft_model(job.base.model, config)
 
-    def loss_of(chosen):
-        ids, mask, types, labels = _batch(rows, chosen, base.device)
-        output = model(input_ids=ids, attention_mask=mask, input_type_mask=types)
-        return label_loss(output.logits, labels, types, reduction="sum")
+    def loss_of(chosen: list[int]) -> Tensor:
+        ids, mask, types, labels = job.batch(chosen)
+        logits = model(input_ids=ids, attention_mask=mask, input_type_mask=types).logits
+        return label_loss(logits, labels, types, reduction="sum")
 
-    weights, g = (
-        [p for p in model.trained().values() if p.dim() == n] for n in (2, 1)
-    )  # the activations are vectors
-    predictor.history = train_bilevel(
-        loss_of, weights, g, hp["activation_lr"], len(rows), recipe, generator
+    history = train_bilevel(
+        loss_of,
+        model.weights(),
+        model.activations(),
+        job.hp["activation_lr"],
+        len(job.rows),
+        job.recipe,
+        job.generator,
     )
-
-
-TRAINERS = {
-    "context": _train_context,
-    "cache": _train_cache,
-    "prompt": _train_prompt,
-    "lora": _train_lora,
-    "iapt": _train_iapt,
-}
+    return Fitted(model, None, history)
