@@ -87,7 +87,7 @@ class Context(Encoded):
     """What stands before every query: its ids and types, and the string that queries are written behind.
 
     `text`: the string; `end`: how many of its characters the ids stand for (the rest is the queries');
-    `n_instruction`: how many of the first tokens are the instruction's.
+    `n_instruction`: how many of the first tokens are the instruction's, with BOS before it.
     """
 
     text: str = ""
@@ -194,12 +194,16 @@ def build_context(
     for i, (text, label) in enumerate(examples):
         for string, role in template.pieces(text, label):
             parts.append((string, role + 4 * i if role else SEPARATOR))
+    if not parts:
+        return Context(list(leading), [SEPARATOR] * len(leading))
     text = "".join(string for string, _ in parts)
     query = template.pieces(ANY, ANY)
     ((ids, types, offsets, _),) = _lay(tokenizer, [[*parts, *query]])
     n = sum(end <= len(text) for _, end in offsets)
     end = max((end for _, end in offsets[:n]), default=0)
-    n_instruction = sum(begin < len(parts[0][0]) for begin, _ in offsets[:n]) if instruction else 0
+    n_instruction = 0
+    if instruction:
+        n_instruction = len(leading) + sum(begin < len(parts[0][0]) for begin, _ in offsets[:n])
     context = Encoded([*leading, *ids[:n]], [SEPARATOR] * len(leading) + types[:n])
     if examples:
         # queries are tokenised behind the last example alone where that gives the same tokens, which is quicker

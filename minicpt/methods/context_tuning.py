@@ -44,7 +44,8 @@ def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Boo
     for name in names:
         if name not in MOVABLE:
             raise unknown("role", name, [*MOVABLE, "all"])
-    instruction = torch.arange(len(types), device=types.device) < n_instruction
+    first = torch.arange(len(types), device=types.device) < n_instruction
+    instruction = first & (types != SEPARATOR)  # BOS stays where it is
     of = {
         "instruction": instruction,
         "template": is_template(types) & ~instruction,

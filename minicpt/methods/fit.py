@@ -73,7 +73,7 @@ def fit(
     base: BaseModel,
     split: Split,
     hp: dict | None = None,
-    label_score: str = "mean",
+    label_score: str = "sum",
     max_length: int | None = None,
     extra: Sequence[Row] = (),
     rows_at_once: int = ROWS,

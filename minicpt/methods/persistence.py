@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..core.templates import Template
+from ..core.templates import Context, Template
 from ..dropin.configs import IAPTConfig
 from ..dropin.iapt import IAPTModel
 from ..dropin.saving import read_state, replacing
@@ -20,7 +20,7 @@ from .context_tuning import cache_from_tensors, cache_to_tensors
 from .fit import Predictor
 from .prepare import Prompt
 
-FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 2"
+FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 3"
 
 
 def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
@@ -47,6 +47,8 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
         "prompt": {
             "limit": prompt.limit,
             "candidates": prompt.candidates,
+            "first": list(prompt.first),
+            "context": {"text": prompt.context.text, "end": prompt.context.end},
             "before": prompt.before,
             "longest_text": prompt.longest_text,
         },
@@ -76,7 +78,12 @@ def put_together(
     return Predictor(
         model,
         prefix,
-        Prompt(base.tokenizer, template, **state["prompt"]),
+        Prompt(
+            base.tokenizer,
+            template,
+            state["classes"],
+            **{**state["prompt"], "context": Context(**state["prompt"]["context"])},
+        ),
         state["classes"],
         state["label_score"],
         state["history"],

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from ..core.loss import IGNORE
-from ..core.masks import INPUT, LABEL
+from ..core.masks import LABEL, SEPARATOR
 from ..core.templates import (
+    Context,
     Encoded,
     Template,
     build_context,
     collate,
+    cut_texts,
     encode,
     fit_text_length,
+    label_ids,
+    require_labels,
     tokenize,
 )
 from ..core.train import Recipe
@@ -33,44 +37,68 @@ from ..errors import MiniCPTError, unknown, warn
 from .registry import METHODS
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, mask, types, labels, each (B, T)
+Pair = tuple[str, str | None]  # text, label word
 
 
 @dataclass(frozen=True)
 class Prompt:
     """From text to token ids, for one base model, one task and one method.
 
+    - `words`: the C label words; `candidates`: the ids of each, as it follows a query
     - `limit`: tokens of the longest sequence, label included
-    - `candidates`: C lists, the ids of each class's label word as it follows a query
     - `before`: tokens that stand before a query (before the context, while there is none yet)
-    - `instruction`: ids of the written instruction of the † methods
+    - `first`: ids that every row begins with: BOS, for the methods that put nothing before a row
+    - `instruction`: ids that the soft prompt of a † method starts from
+    - `context`: what rows are written behind
     - `longest_text`: tokens that a text may keep at most; None where none had to be cut
     """
 
     tokenizer: Any
     template: Template
+    words: list[str]
     limit: int
     candidates: list[list[int]]
     before: int
+    first: Sequence[int] = ()
     instruction: Sequence[int] = ()
+    context: Context = Context()
     longest_text: int | None = None
 
     @property
     def taken(self) -> int:
-        """Tokens of a sequence that are not the examples': what stands before, and the longest label."""
+        """Tokens of a sequence that are not the row's: what stands before, and the longest label."""
         return self.before + max(map(len, self.candidates))
 
-    def encode(self, pairs: Sequence[tuple[str, str | None]]) -> list[Encoded]:
-        """Encode (text, label word) pairs, nothing cut; without a word the example ends where its label would begin."""
-        return encode(self.tokenizer, self.template, pairs)
+    def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Encode (text, label word) pairs, nothing cut; without a word the row ends where its label would begin."""
+        rows = encode(self.tokenizer, self.template, pairs, self.context, self.words[0])
+        self.require_labels(rows, pairs)
+        first = Encoded(list(self.first), [SEPARATOR] * len(self.first))
+        return [first + row for row in rows] if self.first else rows
+
+    def require_labels(self, rows: Sequence[Encoded], pairs: Sequence[Pair]) -> None:
+        """Raise `MiniCPTError` if a label in the rows, or in a context, has other ids than as an answer."""
+        ids_of = dict(zip(self.words, self.candidates))
+        require_labels(rows, [word for _, word in pairs if word is not None], ids_of)
+
+    def cut(self, pairs: Sequence[Pair], longest: int | None) -> list[Pair]:
+        """Shorten texts of more than `longest` tokens at their end; None keeps them all as they are."""
+        if longest is None:
+            return list(pairs)
+        return cut_texts(self.tokenizer, self.template, pairs, longest)
 
     def encode_queries(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode texts as queries; those for which the model has no room are cut at their end, with a warning."""
-        rows = []
-        for row in self.encode([(text, None) for text in texts]):
-            row = cut(row, self.longest_text)
-            # each row by itself: what is left of a text must not depend on its company
-            rows.append(cut(row, fit_text_length(self.taken, [], [row], self.limit)))
-        n_cut = sum(row.cut > 0 for row in rows)
+        given = [(text, None) for text in texts]
+        pairs = self.cut(given, self.longest_text)
+        rows = self.encode(pairs)
+        for i, row in enumerate(rows):  # each by itself: what is left of a text must not depend on its company
+            longest = fit_text_length(self.taken, [], [row], self.limit)
+            while self.taken + len(rows[i]) > self.limit:
+                pairs[i : i + 1] = self.cut(pairs[i : i + 1], longest)
+                rows[i : i + 1] = self.encode(pairs[i : i + 1])
+                longest -= 1
+        n_cut = sum(a != b for a, b in zip(given, pairs))
         if n_cut:
             warn(
                 f"{n_cut} of {len(rows)} texts were cut at their end, so that the prompt fits into {self.limit} tokens."
@@ -78,24 +106,10 @@ class Prompt:
         return rows
 
 
-def cut(row: Encoded, longest: int | None) -> Encoded:
-    """Keep the first `longest` tokens of a row's text, and all of its templates and label; None keeps everything."""
-    n = row.types.count(INPUT)
-    if longest is None or n <= longest:
-        return row
-    start = row.types.index(INPUT)
-    kept, rest = slice(start + longest), slice(start + n, None)
-    return Encoded(
-        row.ids[kept] + row.ids[rest],
-        row.types[kept] + row.types[rest],
-        row.cut + n - longest,
-    )
-
-
 def until_label(row: Encoded) -> Encoded:
     """A training row ends with its label: what follows it in the context has no say in the loss."""
     end = len(row) - row.types[::-1].index(LABEL)
-    return Encoded(row.ids[:end], row.types[:end], row.cut)
+    return Encoded(row.ids[:end], row.types[:end])
 
 
 def read_task(
@@ -114,22 +128,38 @@ def read_task(
     if label_score not in LABEL_SCORES:
         raise unknown("label score", label_score, LABEL_SCORES)
     words = [split.verbalizers[c] for c in split.classes]
-    candidates = tokenize(tokenizer, [template.label_text(word) for word in words])
-    scored = [ids[:1] for ids in candidates] if label_score == "first" else candidates
-    check_candidates(dict(zip(words, scored)))
+    candidates = label_ids(tokenizer, template, words)
+    check_candidates(dict(zip(words, candidates)), label_score)
+    lengths = {len(ids) for ids in candidates}
+    if label_score == "mean" and len(lengths) > 1:
+        warn(
+            f"The label words of {split.task} have {min(lengths)} to {max(lengths)} tokens, and the mean over a label's "
+            "tokens favours the long ones, whose later tokens are easy once the first is given. Use label_score='sum', "
+            "the label's probability."
+        )
     if spec.instruction and not split.instruction:
         raise MiniCPTError(
             f"{method} needs an instruction, a sentence that says what to do; give the task (in its file) or the "
             'FewShotClassifier an instruction="...".'
         )
     instruction = []
-    if spec.instruction:
+    if spec.instruction and spec.trains == "prompt":
         (instruction,) = tokenize(tokenizer, [split.instruction + template.inter])
-    before = len(instruction)
-    if not before and spec.trains in ("prompt", "iapt"):
-        before = hp["tokens"]
+    soft = len(instruction)
+    if not soft and spec.trains in ("prompt", "iapt"):
+        soft = hp["tokens"]
+    in_rows = not spec.context and spec.trains != "prompt"  # nothing else could hold BOS
     limit = int(min(base.max_length, max_length or base.max_length))
-    return Prompt(tokenizer, template, limit, candidates, before, instruction)
+    return Prompt(
+        tokenizer,
+        template,
+        words,
+        limit,
+        candidates,
+        soft if in_rows else soft + len(base.leading),
+        base.leading if in_rows else (),
+        instruction,
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +171,7 @@ class Job:
     """
 
     base: BaseModel
-    context: Encoded
+    context: Context
     rows: list[Encoded]
     hp: dict
     recipe: Recipe
@@ -178,27 +208,39 @@ def prepare(
         raise MiniCPTError(
             f"{method} needs at least one shot; without any, only the method 'zero' works."
         )
-    prompt = read_task(method, base, split, hp, label_score, max_length)
-    pairs = [(text, None) for text, _ in split.queries]
-    pairs += [(text, split.verbalizers[c]) for text, c in [*split.shots, *extra]]
-    rows = prompt.encode(pairs or [("", None)])  # zero-shot with no query yet: an empty one
+    plain = read_task(method, base, split, hp, label_score, max_length)
+    given = [(text, None) for text, _ in split.queries]
+    given += [(text, split.verbalizers[c]) for text, c in [*split.shots, *extra]]
     n, K = len(split.queries), len(split.shots) if spec.context else 0
+    instruction = split.instruction if spec.instruction and spec.trains == "context" else ""
 
-    longest_text = fit_text_length(prompt.taken, rows[n : n + K], rows, prompt.limit)
-    rows = [cut(row, longest_text) for row in rows]
-    if longest_text is not None:
-        n_cut = sum(row.cut > 0 for row in rows)
+    def read(longest: int | None) -> tuple[Prompt, list[Encoded]]:
+        """Cut the texts, write the context, and the rows behind it."""
+        pairs = plain.cut(given, longest)
+        shots = pairs[n : n + K]
+        leading = () if plain.first else base.leading
+        context = build_context(base.tokenizer, split.template, shots, instruction, leading)
+        plain.require_labels([context], shots)
+        before = plain.before + len(context) - len(leading)
+        prompt = replace(plain, context=context, before=before, longest_text=longest)
+        return prompt, prompt.encode(pairs or [("", None)])  # zero-shot with no query yet: an empty one
+
+    prompt, rows = read(None)
+    if prompt.taken + max(map(len, rows)) > prompt.limit:
+        alone = plain.encode(given)
+        before = prompt.before - sum(map(len, alone[n : n + K]))
+        fixed = before + prompt.taken - prompt.before
+        longest = fit_text_length(fixed, alone[n : n + K], alone, prompt.limit) or len(alone)
+        prompt, rows = read(longest)
+        while prompt.taken + max(map(len, rows)) > prompt.limit:  # a context may have a token more than its parts
+            longest -= 1
+            prompt, rows = read(longest)
+        n_cut = sum(a != b for a, b in zip(given, plain.cut(given, longest)))
         warn(
             f"{split.task}, {method}, {len(split.shots)} shots: {n_cut} of {len(rows)} texts were cut to "
-            f"{longest_text} tokens, so that the prompt fits into {prompt.limit}; labels are never cut."
+            f"{longest} tokens, so that the prompt fits into {prompt.limit}; labels are never cut."
         )
-    examples = rows[n : n + K]
-    context = build_context(examples, prompt.instruction if spec.trains == "context" else [])
     trained = [until_label(row) for row in rows[n:]] if spec.trains else []
-    prompt = replace(
-        prompt, before=prompt.before + sum(map(len, examples)), longest_text=longest_text
-    )
-
     longest_row = max(map(len, rows)) + prompt.taken - prompt.before
     recipe = Recipe(lr=0.0, epochs=0)
     if spec.trains:
@@ -211,4 +253,4 @@ def prepare(
     )
     generator = torch.Generator().manual_seed(split.seed)
     recipe = replace(recipe, at_once=at_once)
-    return prompt, Job(base, context, trained, hp, recipe, prompt.instruction, generator)
+    return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, generator)

@@ -35,7 +35,7 @@ def train_context(job: Job) -> Fitted:
     """CPT: the context's embeddings move inside their balls (paper 3.2)."""
     base, hp = job.base, job.hp
     if OPTIONS.keys() & hp.keys():  # beyond what the drop-in classes can say
-        return _train_tuned(job, TunedContext(base, job.context, len(job.instruction), hp))
+        return _train_tuned(job, TunedContext(base, job.context, job.context.n_instruction, hp))
     from ..dropin.model import CPTConfig, TaskType, get_peft_model
 
     config = CPTConfig(
@@ -64,7 +64,7 @@ def train_context(job: Job) -> Fitted:
 
 def train_cache(job: Job) -> Fitted:
     """CT-KV: the context's keys and values."""
-    return _train_tuned(job, TunedCache(job.base, job.context, len(job.instruction), job.hp))
+    return _train_tuned(job, TunedCache(job.base, job.context, job.context.n_instruction, job.hp))
 
 
 def _train_tuned(job: Job, tuned: TunedContext | TunedCache) -> Fitted:
@@ -96,13 +96,20 @@ def train_prompt(job: Job) -> Fitted:
     if instruction:  # the ids are at hand: PromptTuningInit.TEXT would load the tokenizer again
         weight.data = rows_of(base.get_input_embeddings(), instruction)
     start = weight.detach().clone()
-    # the context is text that every row begins with; its labels are not trained on
-    fixed = Encoded(job.context.ids, [SEPARATOR] * len(job.context))
+    # BOS stands before the soft prompt; the rest of the context is text that every row begins with
+    n_leading = len(job.base.leading)
+    bos = job.base.embed(job.context.ids[:n_leading])  # (1, 0, D) where the tokenizer has none
+    fixed = Encoded(job.context.ids[n_leading:], [SEPARATOR] * (len(job.context) - n_leading))
     job = replace(job, rows=[fixed + row for row in job.rows])
+
+    def prompt() -> Tensor:
+        soft = model.get_prompt(batch_size=1)
+        return torch.cat((bos.to(soft), soft), dim=1)
+
     share = not obstacle(base)
 
     def loss_of(chosen: list[int]) -> Tensor:
-        return loss_after(base, model.get_prompt(batch_size=1), *job.batch(chosen), share)
+        return loss_after(base, prompt(), *job.batch(chosen), share)
 
     @torch.no_grad()
     def project_() -> None:
@@ -112,10 +119,8 @@ def train_prompt(job: Job) -> Fitted:
             weight.copy_(start + project(weight - start, radii))
 
     history = train(loss_of, [weight], len(job.rows), job.recipe, job.generator, project_)
-    prompt, context = model.get_prompt(batch_size=1).detach(), job.embedded_context()
-    if context is not None:
-        prompt = torch.cat((prompt, context.to(prompt)), dim=1)
-    return Fitted(base, prompt, history)
+    prefix = prompt().detach()
+    return Fitted(base, torch.cat((prefix, job.base.embed(fixed.ids).to(prefix)), dim=1), history)
 
 
 def train_lora(job: Job) -> Fitted:
