@@ -590,7 +590,7 @@ def test_models_that_cannot_share_say_so_once_and_are_exact(reason, runs):
 
 
 def test_the_weights_of_the_loss_are_those_of_token_weights():
-    """`prompted` with weights at random positions is that weighted sum of cross-entropies."""
+    """`weighted_loss` with weights at random positions is that weighted sum of cross-entropies."""
     model, generator = copy.deepcopy(base("GPT2")), torch.Generator().manual_seed(0)
     prompt, ids = (
         torch.randn(1, 6, D, generator=generator),
@@ -598,12 +598,13 @@ def test_the_weights_of_the_loss_are_those_of_token_weights():
     )
     queries, labels = model.get_input_embeddings()(ids[:, 6:]), ids
     weights = torch.rand(3, 9, generator=generator) * (torch.rand(3, 9, generator=generator) < 0.5)
-    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
+    rows = engine.rows_of_prompt(model, prompt, queries)
+    loss, _ = engine.weighted_loss(model, rows, labels, weights)
     logits = model(inputs_embeds=torch.cat((prompt.expand(3, -1, -1), queries), dim=1)).logits
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
     )
-    torch.testing.assert_close(output.loss, (losses * weights).sum())
+    torch.testing.assert_close(loss, (losses * weights).sum())
     types = torch.where(
         torch.rand(3, 10, generator=generator) < 0.5,
         torch.tensor([1, 2, 3, 4, 4, 5, 6, 7, 8, 8]),
@@ -613,5 +614,6 @@ def test_the_weights_of_the_loss_are_those_of_token_weights():
     labels = labels.masked_fill(types % 4 > 0, -100).masked_fill(types == 0, -100)
     weights = token_weights(labels[:, 1:], types[:, 1:], *options)
     assert len(weights[weights > 0].unique()) > 1
-    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
-    torch.testing.assert_close(output.loss, label_loss(logits, labels, types, *options))
+    rows = engine.rows_of_prompt(model, prompt, queries)
+    loss, _ = engine.weighted_loss(model, rows, labels, weights)
+    torch.testing.assert_close(loss, label_loss(logits, labels, types, *options))

@@ -136,7 +136,6 @@ class IAPTModel(nn.Module):
             model.requires_grad_(False),
             config.num_virtual_tokens,
         )
-        self.reads_roles = True  # label_scores then says where the label begins
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
         self.takes_positions = (
             "position_ids" in inspect.signature(model.forward).parameters
@@ -268,6 +267,19 @@ class IAPTModel(nn.Module):
         if not isinstance(output, Tensor):
             output.sequences = output.sequences[:, S:]
         return output[:, S:] if isinstance(output, Tensor) else output
+
+    def role_arguments(self, types: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+        """What `forward` is told when labels are scored: where the answer begins (`scores.ReadsRoles`)."""
+        return {"input_type_mask": types}
+
+    def activations(self) -> list[Tensor]:
+        """The trained coefficients of the rational functions g, which MiLoRA's bi-level training sets apart."""
+        return [p for g in self.generators for p in (g.numerator, g.denominator)]
+
+    def weights(self) -> list[Tensor]:
+        """All other trained tensors: projections, a shared one once, and pooling queries."""
+        apart = {id(p) for p in self.activations()}
+        return [p for p in self.generators.parameters() if id(p) not in apart]
 
     def trained(self) -> dict[str, Tensor]:
         """The trained tensors by name; a shared one once."""

@@ -17,7 +17,7 @@ from ..core.train import Recipe
 from ..data import Row, Split
 from ..engine.base_models import BaseModel
 from ..engine.memory import ROWS, rows_that_fit
-from ..engine.prefix import Prefix, obstacle, tokens_of
+from ..engine.prefix import Prefix, tokens_of, why_not_shared
 from ..engine.scores import CONTENT_FREE, calibrate, check_candidates, label_scores
 from ..errors import MiniCPTError
 from .registry import METHODS, hyperparameters
@@ -124,7 +124,7 @@ def fit(
     in_prefix = len(context) + n_prompt * (spec.trains == "prompt")
     longest = max(map(len, sequences)) + max(map(len, candidates))
     batch = min(hp["batch_size"] or len(trained), len(trained)) if trained else 0
-    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or obstacle(base.model))
+    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or why_not_shared(base.model))
     rows_at_once = rows_that_fit(
         base.model, base.device, in_prefix, longest, batch, rows_at_once, shared
     )

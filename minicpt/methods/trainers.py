@@ -12,7 +12,7 @@ from ..core.masks import LABEL
 from ..core.projection import project
 from ..core.templates import Encoded, collate
 from ..core.train import train, train_bilevel
-from ..engine.prefix import loss_after, obstacle
+from ..engine.prefix import loss_after, why_not_shared
 from .context_tuning import OPTIONS, TunedCache, TunedContext
 
 
@@ -94,12 +94,12 @@ def _train_prompt(predictor, base, context, rows, hp, recipe, instruction, gener
     start = weight.detach().clone()
     fixed = Encoded(context.ids, [0] * len(context))
     rows = [fixed + row for row in rows]
-    share = not obstacle(base.model)
+    share = not why_not_shared(base.model)
 
     def loss_of(chosen):
         ids, mask, types, labels = _batch(rows, chosen, base.device)
         return loss_after(
-            base.model, model.get_prompt(batch_size=1), ids, mask, types, labels, share
+            base.model, model.get_prompt(batch_size=1), ids, mask, types, labels, share=share
         )
 
     @torch.no_grad()
