@@ -1,5 +1,6 @@
 """Scoring against a plain forward, and what each method promises, on a random model."""
 
+import copy
 import math
 import warnings
 
@@ -9,7 +10,14 @@ import torch
 from minicpt import data
 from minicpt.core.templates import Encoded
 from minicpt.core.train import Recipe, train
-from minicpt.engine.scores import accuracy, calibrate, check_candidates, label_scores
+from minicpt.engine.scores import (
+    accuracy,
+    calibrate,
+    check_candidates,
+    label_scores,
+    label_token_scores,
+    reduce_tokens,
+)
 from minicpt.errors import MiniCPTError, TrainingDiverged
 from minicpt.methods import fit, registry, trainers
 
@@ -68,7 +76,7 @@ def plain_scores(model, prefix_ids, queries, candidates, how):
 def test_scores_equal_a_plain_forward_for_labels_of_any_length(request, fixture, prefix_ids, how):
     model = request.getfixturevalue(fixture)
     queries = [Encoded(list(range(10, 10 + n)), [2] * n) for n in (3, 7, 4, 1)]
-    candidates = [[1], [2, 3], [2, 4], [5, 6, 7]]
+    candidates = [[1], [2, 3], [4, 3] if how == "first" else [2, 4], [5, 6, 7]]
     prefix = model.get_input_embeddings()(torch.tensor([prefix_ids])) if prefix_ids else None
     expected = plain_scores(model, prefix_ids, queries, candidates, how)
     for batch_size in (1, 3, 64):  # a score never depends on its batch
@@ -115,6 +123,32 @@ def test_labels_that_cannot_be_told_apart():
         check_candidates({"a": [1, 2], "b": [1, 2]})
     with pytest.raises(MiniCPTError, match="no token"):
         check_candidates({"": []})
+    check_candidates({"a": [1, 2], "b": [1, 3]})
+    with pytest.raises(MiniCPTError, match="'a' and 'b' have the same first token"):
+        check_candidates({"a": [1, 2], "b": [1, 3]}, "first")
+
+
+def test_first_tokens_that_coincide_are_refused_where_only_they_count(gpt2):
+    query, candidates = [Encoded([1], [2])], [[5], [5, 6]]
+    assert label_scores(gpt2, None, query, candidates, "sum").shape == (1, 2)
+    with pytest.raises(MiniCPTError, match="same first token"):
+        label_scores(gpt2, None, query, candidates, "first")
+
+
+def test_all_label_scores_come_from_one_pass(gpt2):
+    queries, candidates = [Encoded([8, 9], [2, 2]), Encoded([7], [2])], [[1], [2, 3], [4, 5, 6]]
+    tokens = label_token_scores(gpt2, None, queries, candidates)
+    assert [t.shape for t in tokens] == [(2, 1), (2, 2), (2, 3)]
+    for how in ("mean", "sum", "first"):
+        expected = plain_scores(gpt2, [], queries, candidates, how)
+        torch.testing.assert_close(reduce_tokens(tokens, how), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_that_are_not_finite_are_an_error(gpt2):
+    broken = copy.deepcopy(gpt2)
+    broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight * torch.nan)
+    with pytest.raises(MiniCPTError, match="float32 and gave scores that are not finite"):
+        label_scores(broken, None, [Encoded([1], [2])], [[1], [2]])
 
 
 def test_unknown_label_score(gpt2):

@@ -129,11 +129,9 @@ def why_not_shared(model) -> str | None:
 
 def tokens_remembered(model) -> float:
     """Count the tokens of text that the model's cache holds before a sliding window drops the first; inf without."""
-    layers = [layer for layer in _cache_layers(model) if layer.is_sliding]
     # one token has been run, and what the model puts before it (IAPT); a window of w keeps w - 1
-    return min(
-        (layer.sliding_window - layer.get_seq_length() for layer in layers), default=torch.inf
-    )
+    room = [x.sliding_window - x.get_seq_length() for x in _cache_layers(model) if x.is_sliding]
+    return float(min(room, default=torch.inf))
 
 
 @dataclass

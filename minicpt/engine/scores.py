@@ -180,7 +180,7 @@ def _run_queries(
 ) -> tuple[Float[Tensor, "B n V"], Cache | None]:
     """Run rows that end in `n_label` tokens of a label: log-probabilities before the first and after each, n in all."""
     P, B = 0 if prefix is None else tokens_of(prefix), len(encoded)
-    ids, mask, types = (x.long() for x in collate(encoded))  # (B, T), padding last
+    ids, mask, types = collate(encoded)  # (B, T), padding last
     mask = torch.cat((torch.ones(B, P, dtype=mask.dtype), mask), dim=1)  # (B, P+T)
     embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
     prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
