@@ -9,7 +9,13 @@ os.environ["TQDM_DISABLE"] = "1"
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(
-    ["minicpt.core", "minicpt.dropin.iapt"],
+    [
+        "minicpt.core",
+        "minicpt.engine.prefix",
+        "minicpt.engine.scores",
+        "minicpt.dropin.iapt",
+        "minicpt.methods.context_tuning",
+    ],
     "beartype.beartype",
 )
 

@@ -1,6 +1,7 @@
 """The shared prefix: the plain forward's numbers on every architecture, and a kept cache that is never stale."""
 
 import copy
+import functools
 import pickle
 import warnings
 
@@ -16,7 +17,7 @@ import minicpt
 from minicpt.core.loss import label_loss, token_weights
 from minicpt.core.templates import Encoded
 from minicpt.engine import prefix as engine
-from minicpt.engine.scores import label_scores
+from minicpt.engine.scores import label_scores, label_token_scores
 
 
 @pytest.fixture(autouse=True)
@@ -520,6 +521,97 @@ def test_scores_are_the_plain_forwards(name, padding):
     torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def one_row_a_label(model, prompt, query, candidates):
+    """The oracle: log-probabilities of each label's tokens from one whole, unpadded row of plain transformers."""
+    embed, scores = model.get_input_embeddings(), []
+    for candidate in candidates:
+        text = (
+            embed(torch.tensor(query.ids + candidate))
+            if query.ids
+            else embed(torch.tensor(candidate))
+        )
+        inputs = torch.cat((prompt[0], text)) if prompt is not None else text
+        with torch.no_grad():
+            log_p = model(inputs_embeds=inputs[None]).logits[0].log_softmax(-1)
+        n = len(candidate)
+        scores.append(log_p[-n - 1 : -1].gather(1, torch.tensor(candidate)[:, None])[:, 0])
+    return scores
+
+
+def windowed(window):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        **COMMON | {"sliding_window": window}, initializer_range=0.3
+    )
+    return transformers.MistralForCausalLM(config).eval()
+
+
+SCORED = {name: functools.partial(base, name) for name in ARCHITECTURES} | {
+    f"window {w}": functools.partial(windowed, w) for w in (3, 8, 13, 16)
+}
+LABELS = [[5], [6, 7], [6, 8], [9, 1, 2], [9, 2], [3, 4], [11, 12, 13, 14]]
+
+
+@pytest.mark.parametrize("P", [0, 6])
+@pytest.mark.parametrize("name", SCORED)
+def test_beginnings_of_labels_go_on_from_the_querys_cache(name, P, runs):
+    """Ragged queries, one without a token, labels of one to four tokens, on every architecture and window."""
+    model, generator = SCORED[name](), torch.Generator().manual_seed(2)
+    prompt = torch.randn(1, P, D, generator=generator) if P else None
+    lengths = [4, 9, 1, 9, 5, 4] + [0] * (P > 0)
+    queries = [
+        Encoded(torch.randint(1, V, (n,), generator=generator).tolist(), [2] * n) for n in lengths
+    ]
+    expected = [one_row_a_label(model, prompt, query, LABELS) for query in queries]
+    for batch_size in (1, 4, 64):
+        runs.clear()
+        scores = label_token_scores(model, prompt, queries, LABELS, batch_size)
+        for c, label in enumerate(LABELS):
+            wanted = torch.stack([row[c] for row in expected])
+            torch.testing.assert_close(scores[c], wanted, rtol=1e-5, atol=1e-5)
+        if (
+            batch_size == 64
+        ):  # the queries once, then the five beginnings alone: 1, 1, 1, 2 and 3 tokens
+            assert max(T for B, T, _ in runs if B > 1) == 9
+            assert sum(n for *_, n in runs if n > 0) == len(queries) * (1 + 1 + 1 + 1 + 2 + 3)
+
+
+def test_labels_of_one_token_need_one_pass(runs):
+    queries = [Encoded([8] * n, [2] * n) for n in (3, 5, 4)]
+    label_scores(base("Llama"), None, queries, [[5], [6], [7]])
+    assert runs == [(3, 5, 3)]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Bloom", "OPT", "window 8"])
+@pytest.mark.parametrize("candidates", [[[5], [6]], LABELS])
+@pytest.mark.parametrize("company", [0, 3])
+def test_a_query_without_tokens_is_scored_after_the_last_token_before_it(name, candidates, company):
+    model, prompt = SCORED[name](), torch.randn(1, 6, D, generator=torch.Generator().manual_seed(2))
+    queries = [Encoded()] + [Encoded([8] * n, [2] * n) for n in range(1, company + 1)]
+    wanted = torch.stack([s.sum() for s in one_row_a_label(model, prompt, Encoded(), candidates)])
+    ran = engine.run(model, prompt)
+    for prefix in (prompt, engine.Prefix(ran.cache, ran.hidden)):
+        scores = label_scores(model, prefix, queries, candidates, "sum")
+        torch.testing.assert_close(scores[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_query_without_tokens_and_nothing_before_it_is_an_error():
+    model = base("Llama")
+    queries = [Encoded([8], [2]), Encoded()]
+    trained_cache = engine.Prefix(engine.run(model, torch.randn(1, 6, D)).cache)
+    for prefix in (None, trained_cache):
+        with pytest.raises(minicpt.MiniCPTError, match="Query 1 has no token.*BOS"):
+            label_scores(model, prefix, queries, [[1], [2]])
+
+
+def test_a_label_right_after_a_trained_cache_cannot_be_learned():
+    model = base("Llama")
+    prefix = engine.Prefix(engine.run(model, torch.randn(1, 6, D)).cache)
+    ids, types = torch.tensor([[7, 8]]), torch.tensor([[4, 4]])
+    with pytest.raises(minicpt.MiniCPTError, match="without hidden states"):
+        engine.loss_after(model, prefix, ids, torch.ones_like(ids), types, ids)
+
+
 def test_scoring_errors():
     wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
     for ids, candidates, what in (
@@ -590,7 +682,7 @@ def test_models_that_cannot_share_say_so_once_and_are_exact(reason, runs):
 
 
 def test_the_weights_of_the_loss_are_those_of_token_weights():
-    """`prompted` with weights at random positions is that weighted sum of cross-entropies."""
+    """`weighted_loss` with weights at random positions is that weighted sum of cross-entropies."""
     model, generator = copy.deepcopy(base("GPT2")), torch.Generator().manual_seed(0)
     prompt, ids = (
         torch.randn(1, 6, D, generator=generator),
@@ -598,12 +690,13 @@ def test_the_weights_of_the_loss_are_those_of_token_weights():
     )
     queries, labels = model.get_input_embeddings()(ids[:, 6:]), ids
     weights = torch.rand(3, 9, generator=generator) * (torch.rand(3, 9, generator=generator) < 0.5)
-    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
+    rows = engine.rows_of_prompt(model, prompt, queries)
+    loss, _ = engine.weighted_loss(model, rows, labels, weights)
     logits = model(inputs_embeds=torch.cat((prompt.expand(3, -1, -1), queries), dim=1)).logits
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
     )
-    torch.testing.assert_close(output.loss, (losses * weights).sum())
+    torch.testing.assert_close(loss, (losses * weights).sum())
     types = torch.where(
         torch.rand(3, 10, generator=generator) < 0.5,
         torch.tensor([1, 2, 3, 4, 4, 5, 6, 7, 8, 8]),
@@ -613,5 +706,6 @@ def test_the_weights_of_the_loss_are_those_of_token_weights():
     labels = labels.masked_fill(types % 4 > 0, -100).masked_fill(types == 0, -100)
     weights = token_weights(labels[:, 1:], types[:, 1:], *options)
     assert len(weights[weights > 0].unique()) > 1
-    output = engine.prompted(model, prompt, queries, labels=labels, weights=weights)
-    torch.testing.assert_close(output.loss, label_loss(logits, labels, types, *options))
+    rows = engine.rows_of_prompt(model, prompt, queries)
+    loss, _ = engine.weighted_loss(model, rows, labels, weights)
+    torch.testing.assert_close(loss, label_loss(logits, labels, types, *options))

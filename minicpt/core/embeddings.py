@@ -5,16 +5,15 @@ do as `config`; the classes here need torch alone.
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import MiniCPTError
-from .loss import IGNORE, label_loss
-from .masks import is_label, is_updated, shift_types
+from ..errors import MiniCPTError, unknown
+from .loss import label_loss
+from .masks import is_updated
 from .projection import epsilon_scale, project, token_epsilon
 from .templates import tokenize
 
@@ -45,10 +44,6 @@ def epsilon_length(unit: str, word_embeddings: nn.Module) -> float:
     return epsilon_scale(unit, weight.shape[1], mean_norm)
 
 
-def _frozen(weight: Tensor) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(weight, freeze=True)
-
-
 class PromptEmbedding(nn.Module):
     """Soft prompt of prompt tuning: a trainable row per virtual token.
 
@@ -71,18 +66,15 @@ class PromptEmbedding(nn.Module):
             ids = self._text_ids(config)
             ids = (ids * (-(-P // len(ids))))[:P]  # repeat or cut to P tokens, as PEFT does
         else:
-            raise MiniCPTError(
-                f"prompt_tuning_init must be RANDOM, SAMPLE_VOCAB or TEXT, got {init!r}."
-            )
+            raise unknown("prompt_tuning_init", init, ["RANDOM", "SAMPLE_VOCAB", "TEXT"])
         self.embedding.weight = nn.Parameter(rows_of(word_embeddings, ids))
 
     @staticmethod
     def _text_ids(config) -> list[int]:
         from transformers import AutoTokenizer
 
-        options = {
-            k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"
-        }
+        options = dict(config.tokenizer_kwargs or {})
+        options.pop("trust_remote_code", None)
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **options)
         ids = tokenize(tokenizer, [config.prompt_tuning_init_text])[0]
         if not ids:
@@ -111,10 +103,10 @@ class CPTEmbedding(nn.Module):
     def __init__(self, config, word_embeddings: nn.Module):
         super().__init__()
         self.config = copy.deepcopy(config)
-        self.embedding = _frozen(rows_of(word_embeddings, list(config.cpt_token_ids)))
-        self.delta_embedding = nn.Embedding.from_pretrained(
-            torch.zeros_like(self.embedding.weight), freeze=False
-        )
+        centre = rows_of(word_embeddings, list(config.cpt_token_ids))
+        self.embedding = nn.Embedding.from_pretrained(centre, freeze=True)
+        zeros = torch.zeros_like(self.embedding.weight)
+        self.delta_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
         types = torch.tensor(config.cpt_tokens_type_mask, device=self.embedding.weight.device)
         self.register_buffer("types", types, persistent=False)
         self.scale = epsilon_length(getattr(config, "opt_epsilon_unit", "peft"), word_embeddings)
@@ -129,21 +121,17 @@ class CPTEmbedding(nn.Module):
 
     def get_epsilon(self) -> Float[Tensor, "P"]:
         """Radius of each token's ball, (P,)."""
-        config = self.config
-        return token_epsilon(
-            self.types,
-            config.opt_projection_epsilon,
-            config.opt_projection_format_epsilon,
-            self.scale,
-        )
+        of_input = self.config.opt_projection_epsilon
+        of_format = self.config.opt_projection_format_epsilon
+        return token_epsilon(self.types, of_input, of_format, self.scale)
 
     @torch.no_grad()
     def get_projection(self) -> Float[Tensor, "P D"]:
         """Delta with every row inside its ball, (P, D); nothing is changed."""
         delta = self.delta_embedding.weight
-        return project(delta.float(), self.get_epsilon().to(delta.device)).to(
-            delta.dtype
-        )  # half() rounds 1e-10 to 0
+        # in float32, for half precision rounds 1e-10 to 0
+        projected = project(delta.float(), self.get_epsilon().to(delta.device))
+        return projected.to(delta.dtype)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -151,69 +139,23 @@ class CPTEmbedding(nn.Module):
         self.delta_embedding.weight.copy_(self.get_projection())
 
     def forward(self, indices: Int[Tensor, "*B P"]) -> Float[Tensor, "*B P D"]:
-        if (
-            not torch.is_grad_enabled()
-        ):  # looking changes nothing: projecting twice would differ in the last bit
+        # looking changes nothing: projecting twice would differ in the last bit
+        if not torch.is_grad_enabled():
             return self.embedding(indices) + F.embedding(indices, self.get_projection())
-        self.project_()  # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
+        # lazily, as PEFT: whoever trains without project_() is inside the ball by the next forward
+        self.project_()
         delta = self.delta_embedding(indices)
         return self.embedding(indices) + torch.where(self.updated[indices], delta, delta.detach())
 
     @staticmethod
-    def label_context(
-        labels: Int[Tensor, "B T"],
-        types: Tensor | None,
-        config,
-        query: Tensor,
-        warn: Callable[[str], None],
-    ) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-        """Put the context's labels and types before the query's: each (B, T) -> (B, S), S = P+T, -100 off labels.
-
-        `query` (B, T, D) tells sizes and device. Raises `MiniCPTError` for wrong shapes and where the loss would be
-        NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
-        """
-        (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
-        given, types = types is not None, torch.full((B, T), 4) if types is None else types
-        for name, value in (("labels", labels), ("input_type_mask", types)):
-            if tuple(value.shape) != (B, T):
-                raise MiniCPTError(
-                    f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
-                    "for the context, whose own come from the configuration."
-                )
-        context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
-        types = shift_types(context_types, types.to(device).long())
-        types = torch.cat((context_types.expand(B, -1), types), dim=1)
-        if not given:
-            warn(
-                "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-                "the query's tokens (4 at its label) to say what is what."
-            )
-        context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
-        labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(
-            ~is_label(types), IGNORE
-        )
-        counted = labels != IGNORE
-        if not counted[:, 1:].any():
-            raise MiniCPTError(
-                "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
-                "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
-            )
-        if not counted[:, P:].any():
-            warn(
-                "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
-                "the context's alone, as in PEFT, and learns nothing from the query."
-            )
-        return labels, types
-
-    @staticmethod
-    def loss_options(config) -> tuple[float, str, float]:
-        """Decay, reduction and context weight of `label_loss`, from the configuration."""
-        decay = config.opt_loss_decay_factor if config.opt_weighted_loss_type == "decay" else 1.0
-        return (
-            decay,
-            getattr(config, "opt_loss_reduction", "mean"),
-            getattr(config, "opt_context_loss_weight", 1.0),
-        )
+    def loss_options(config) -> dict:
+        """The configuration's options of `label_loss` and `token_weights`, as keywords."""
+        decays = config.opt_weighted_loss_type == "decay"
+        return {
+            "decay": config.opt_loss_decay_factor if decays else 1.0,
+            "reduction": getattr(config, "opt_loss_reduction", "mean"),
+            "context_weight": getattr(config, "opt_context_loss_weight", 1.0),
+        }
 
     @staticmethod
     def calculate_loss(base_model_output, labels: Tensor, cpt_type_mask: Tensor, config):
@@ -223,9 +165,8 @@ class CPTEmbedding(nn.Module):
         """
         logits = base_model_output.logits
         labels, types = labels.to(logits.device), cpt_type_mask.to(logits.device)
-        base_model_output.loss = label_loss(
-            logits, labels, types, *CPTEmbedding.loss_options(config)
-        )
+        options = CPTEmbedding.loss_options(config)
+        base_model_output.loss = label_loss(logits, labels, types, **options)
         return base_model_output
 
     @torch.no_grad()
@@ -242,10 +183,9 @@ class CPTEmbedding(nn.Module):
             self.delta_embedding.weight.zero_()
             return
         delta = saved - self.embedding.weight
-        rounding = 0.01 * (
-            self.embedding.weight.norm(dim=1) + self.get_epsilon().to(delta)
-        )  # of bfloat16, at most
-        outside = delta.norm(dim=1) > self.get_epsilon().to(delta) + rounding
+        epsilon = self.get_epsilon().to(delta)
+        rounding = 0.01 * (self.embedding.weight.norm(dim=1) + epsilon)  # of bfloat16, at most
+        outside = delta.norm(dim=1) > epsilon + rounding
         if outside.any():
             raise MiniCPTError(
                 f"{int(outside.sum())} of {len(delta)} tokens of the saved prompt are farther from the embeddings of "

@@ -35,16 +35,6 @@ def example_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
     return (types - 1) // 4  # rounds down: a separator's (0 - 1) // 4 is -1
 
 
-def role_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
-    """What each token is: `types` (any shape) -> roles 0 to 4, same shape. Types 0 1 2 3 4 5 8 -> 0 1 2 3 4 1 4."""
-    return torch.where(types > 0, (types - 1) % 4 + 1, 0)
-
-
-def example_of(types: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
-    """Whose each token is, counted from 0; separators are nobody's. Types 0 1 2 3 4 5 8 -> -1 0 0 0 0 1 1."""
-    return torch.where(types > 0, (types - 1) // 4, -1)
-
-
 def is_label(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
     """Mark the label tokens: `types` (any shape) -> mask of the same shape.
 

@@ -299,7 +299,8 @@ def collate(
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     """Pad rows on the right to one length T: ids, attention mask and types (all 0 on padding), each (B, T)."""
     T = max(map(len, rows))
-    ids = torch.tensor([r.ids + [0] * (T - len(r)) for r in rows])
-    mask = torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in rows])
-    types = torch.tensor([r.types + [SEPARATOR] * (T - len(r)) for r in rows])
-    return ids, mask, types
+    ids = [r.ids + [0] * (T - len(r)) for r in rows]
+    mask = [[1] * len(r) + [0] * (T - len(r)) for r in rows]
+    types = [r.types + [SEPARATOR] * (T - len(r)) for r in rows]
+    # .long(): rows without any token give an empty tensor, which torch takes for floats
+    return tuple(torch.tensor(x).long() for x in (ids, mask, types))

@@ -1,10 +1,11 @@
 """What a call of the prompted model does: PEFT's `forward` and `generate` with our checks, CPT loss and shared prefix."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import peft
 import torch
+from jaxtyping import Int
 from peft import PeftType
 from torch import Tensor
 from transformers import DynamicCache
@@ -12,10 +13,12 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, token_weights
+from ..core.masks import is_label, shift_types
 from ..core.templates import Encoded
-from ..engine.prefix import obstacle, prompted
+from ..engine.prefix import KeptPrefix, Rows, head, rows_of_prompt, weighted_loss, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
+from .outputs import PromptedOutput
 
 # what a call may hold for the shared prefix to serve it; anything else goes to PEFT's forward
 _UNDERSTOOD = {
@@ -36,6 +39,78 @@ _SWITCHES = {
 ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
 
 
+def label_context(
+    labels: Int[Tensor, "B T"],
+    types: Tensor | None,
+    config,
+    query: Tensor,
+    warn: Callable[[str], None],
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """Put the context's labels and types before the query's: each (B, T) -> (B, S), S = P+T, -100 off labels.
+
+    `query` (B, T, D) tells sizes and device. Raises `MiniCPTError` for wrong shapes and where the loss would be
+    NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
+    """
+    (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
+    given, types = types is not None, torch.full((B, T), 4) if types is None else types
+    for name, value in (("labels", labels), ("input_type_mask", types)):
+        if tuple(value.shape) != (B, T):
+            raise MiniCPTError(
+                f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
+                "for the context, whose own come from the configuration."
+            )
+    context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
+    types = shift_types(context_types, types.to(device).long())
+    types = torch.cat((context_types.expand(B, -1), types), dim=1)
+    if not given:
+        warn(
+            "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+            "the query's tokens (4 at its label) to say what is what."
+        )
+    context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
+    labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(
+        ~is_label(types), IGNORE
+    )
+    counted = labels != IGNORE
+    if not counted[:, 1:].any():
+        raise MiniCPTError(
+            "Neither the context nor the query has a label, so the loss would be NaN. Labels are tokens of type 4, "
+            "8, ... in cpt_tokens_type_mask and input_type_mask whose label is not -100."
+        )
+    if not counted[:, P:].any():
+        warn(
+            "No token of the query counts as a label (labels -100, or no type 4 in input_type_mask): the loss is "
+            "the context's alone, as in PEFT, and learns nothing from the query."
+        )
+    return labels, types
+
+
+def _output(
+    model, rows: Rows, labels: Tensor | None, weights: Tensor | None, keep, use_cache: bool
+) -> PromptedOutput:
+    """Run the rows and wrap what comes of it: the loss if there are labels, logits once they are read.
+
+    `keep`: transformers' `logits_to_keep`, the last so many tokens of the whole rows, 0 for all, or their indices.
+    """
+    kept = slice(-keep, None) if isinstance(keep, int) else keep
+
+    def chosen(hidden):
+        return rows.whole(hidden)[:, kept]  # (B, R, D) -> (B, n, D)
+
+    if labels is None and (isinstance(keep, Tensor) or keep):
+        result = rows.run(model, chosen, use_cache=use_cache)  # few: at once
+        cache = result.cache if use_cache else None
+        return PromptedOutput(logits=result.logits, past_key_values=cache)
+    if labels is None:
+        loss, result = None, rows.run(model, use_cache=use_cache)
+    else:
+        loss, result = weighted_loss(model, rows, labels, weights, use_cache=use_cache)
+    output = PromptedOutput(loss=loss, past_key_values=result.cache if use_cache else None)
+    # while training, listing the output does not mean reading its logits
+    listed = labels is None or not torch.is_grad_enabled()
+    return output.defer(lambda: head(model, chosen(result.hidden)), listed)
+
+
 class PromptedForward(peft.PeftModelForCausalLM):
     """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
 
@@ -45,12 +120,15 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     shared_prefix = True
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._warned: set[str] = set()
+        self._kept = KeptPrefix()  # the prompt's cache between calls
+
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(
-                message, stacklevel=8
-            )  # the caller of model(...), behind torch's and PEFT's frames
+            warnings.warn(message, stacklevel=2)
 
     def forward(
         self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, *args, **kwargs
@@ -123,9 +201,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
                 labels, types = self._label_context(
                     labels, kwargs.get("input_type_mask"), config, queries
                 )
-                weights = token_weights(
-                    labels[:, 1:], types[:, 1:], *CPTEmbedding.loss_options(config)
-                )
+                options = CPTEmbedding.loss_options(config)
+                weights = token_weights(labels[:, 1:], types[:, 1:], **options)
         elif labels is not None:
             labels = torch.cat((labels.new_full((len(labels), P), IGNORE), labels), dim=1)
             counted = labels[:, 1:] != IGNORE
@@ -138,23 +215,15 @@ class PromptedForward(peft.PeftModelForCausalLM):
         if mask is not None:
             mask = torch.cat((mask.new_ones(len(mask), P), mask), dim=1)
             mask = self._mask_context(mask, config) if hides else mask
-        reason = obstacle(self.base_model)
+        reason = why_not_shared(self.base_model)
         if reason:
             self._warn_once(f"The prompt is run anew for every row, which is slower: {reason}.")
         prompt = self.get_prompt(batch_size=1).to(queries.dtype)
         use_cache = not torch.is_grad_enabled() if use_cache is None else use_cache
-        return prompted(
-            self.base_model,
-            prompt,
-            queries,
-            mask,
-            labels,
-            weights,
-            logits_to_keep,
-            self._kept,
-            not reason,
-            use_cache,
+        rows = rows_of_prompt(
+            self.base_model, prompt, queries, mask, kept=self._kept, share=not reason
         )
+        return _output(self.base_model, rows, labels, weights, logits_to_keep, use_cache)
 
     def generate(self, *args, **kwargs):
         """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
@@ -188,7 +257,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             or self.base_model.training
         ):
             return
-        if (mask is None or mask.dim() == 2) and not obstacle(self.base_model):
+        if (mask is None or mask.dim() == 2) and not why_not_shared(self.base_model):
             prefix = self._kept.get(
                 self.base_model, embeds[:1, :P], None if mask is None else mask[:1, :P]
             )
@@ -219,14 +288,12 @@ class PromptedForward(peft.PeftModelForCausalLM):
             mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)
         mask = self._mask_context(mask, peft_config)
         output = self.base_model(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
-        return (
-            output
-            if labels is None
-            else CPTEmbedding.calculate_loss(output, labels, types, peft_config)
-        )
+        if labels is None:
+            return output
+        return CPTEmbedding.calculate_loss(output, labels, types, peft_config)
 
     def _label_context(self, labels, types, config, query) -> tuple[Tensor, Tensor]:
-        labels, types = CPTEmbedding.label_context(labels, types, config, query, self._warn_once)
+        labels, types = label_context(labels, types, config, query, self._warn_once)
         check_ids("labels", labels[labels != IGNORE], self.word_embeddings)
         return labels, types
 
@@ -256,7 +323,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
     ) -> Tensor:
         """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
 
-        Padding may stand on either side. `how`: see `evaluate.label_scores`.
+        Padding may stand on either side. `how`: see `scores.label_scores`.
         """
         check_ids("input_ids", input_ids, self.word_embeddings)
         check_ids(

@@ -136,7 +136,6 @@ class IAPTModel(nn.Module):
             model.requires_grad_(False),
             config.num_virtual_tokens,
         )
-        self.reads_roles = True  # label_scores then says where the label begins
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
         self.takes_positions = (
             "position_ids" in inspect.signature(model.forward).parameters
@@ -269,17 +268,22 @@ class IAPTModel(nn.Module):
             output.sequences = output.sequences[:, S:]
         return output[:, S:] if isinstance(output, Tensor) else output
 
+    def role_arguments(self, types: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+        """What `forward` is told when labels are scored: where the answer begins (`scores.ReadsRoles`)."""
+        return {"input_type_mask": types}
+
+    def activations(self) -> list[Tensor]:
+        """The trained coefficients of the rational functions g, which MiLoRA's bi-level training sets apart."""
+        return [p for g in self.generators for p in (g.numerator, g.denominator)]
+
+    def weights(self) -> list[Tensor]:
+        """All other trained tensors: projections, a shared one once, and pooling queries."""
+        apart = {id(p) for p in self.activations()}
+        return [p for p in self.generators.parameters() if id(p) not in apart]
+
     def trained(self) -> dict[str, Tensor]:
         """The trained tensors by name; a shared one once."""
         return dict(self.generators.named_parameters())
-
-    def activations(self) -> list[nn.Parameter]:
-        """The coefficients of the learned activation functions, which MiLoRA trains as an architecture."""
-        return [p for g in self.generators for p in (g.numerator, g.denominator)]
-
-    def weights(self) -> list[nn.Parameter]:
-        """The other trained tensors: the matrices of the generators."""
-        return [p for p in self.generators.parameters() if p.dim() == 2]
 
     def save_pretrained(self, folder) -> None:
         """Write `adapter_config.json` and the generators' weights as safetensors; an old save is replaced whole."""

@@ -14,7 +14,6 @@ from peft import PromptTuningConfig, TaskType
 from torch import Tensor, nn
 
 from ..core.embeddings import CPTEmbedding
-from ..engine.prefix import KeptPrefix
 from ..errors import MiniCPTError
 from . import saving
 from .configs import CPTConfig, IAPTConfig, PeftConfig, StandsForPeft
@@ -134,7 +133,6 @@ class PeftModelForCausalLM(PromptedForward, PeftModel):
             return
         if not hasattr(self, "prompt_encoder"):
             self.prompt_encoder, self.prompt_tokens = nn.ModuleDict(), {}
-            self._warned, self._kept = set(), KeptPrefix()
         self.base_model.requires_grad_(False)
         self.transformer_backbone_name = self.base_model.base_model_prefix
         if config.num_transformer_submodules is None:

@@ -51,7 +51,9 @@ class BaseModel:
     def embed(self, ids: list[int]) -> torch.Tensor:
         """Token embeddings of `ids`, (1, P, D), without gradient."""
         with torch.no_grad():
-            return self.model.get_input_embeddings()(torch.tensor([ids], device=self.device))
+            return self.model.get_input_embeddings()(
+                torch.tensor([ids], dtype=torch.long, device=self.device)
+            )
 
 
 def weightless(name: str, dtype: str = "auto"):

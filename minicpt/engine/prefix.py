@@ -5,11 +5,16 @@
 Exactly the plain forward of [prompt, query] rows, by a causal model's own definition: no prompt token sees a query.
 The head runs where a loss or a score needs it and nowhere else, inside the model's own forward, so that soft-caps and
 logit scales stay the model's. With dropout (training mode) the rows share the prefix's mask.
+
+Words: the *prompt* is embeddings that stand before every query; the *prefix* is what rows share, once it has been run;
+the *rest* of a row is what comes after the prefix.
 """
 
 import copy
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,56 +24,53 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.loss import IGNORE, token_weights
-from ..dropin.outputs import PromptedOutput
+from ..errors import MiniCPTError
 
 # sharing costs a second pass through the layers; below this many saved tokens it does not pay (tests/bench)
 WORTH_SHARING = 64
 
+# ---- one pass through the model ------------------------------------------------------------------------------------
 
-@dataclass
-class Prefix:
-    """What running P tokens leaves behind: a cache of one row, and `hidden` (1, P, D), as the head would see it.
 
-    A cache that was trained itself (CT-KV) has no hidden states.
+class Run(NamedTuple):
+    """What a pass of T tokens in B rows gives.
+
+    `logits` (B, n, V) of the n tokens a row that were picked; `hidden` (B, T, D), as the head would see it; `cache`, the
+    keys and values of these tokens and of all before them, None if nobody asked for it.
     """
 
-    cache: Cache
-    hidden: Tensor | None = None
-
-    def branch(self, rows: int) -> Cache:
-        """The cache for `rows` rows, sharing its memory; gradients add up, and the original stays as it is."""
-        cache = copy.copy(self.cache)
-        cache.layers = [
-            copy.copy(layer) for layer in cache.layers
-        ]  # update() binds new tensors, it writes into none
-        for layer in cache.layers:
-            if layer.is_initialized:
-                layer.keys = layer.keys.expand(rows, -1, -1, -1)
-                layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
+    logits: Tensor
+    hidden: Tensor
+    cache: Cache | None
 
 
-def nothing(hidden: Tensor) -> Tensor:
+def nothing(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 0 D"]:
     """Give the head no token to work on."""
     return hidden[:, :0]
 
 
-def tokens_of(prompt: Tensor | Prefix) -> int:
-    """P, of embeddings (1, P, D) or of a prefix that has been run."""
-    return prompt.shape[1] if isinstance(prompt, Tensor) else prompt.cache.get_seq_length()
-
-
-def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True, **kwargs):
-    """Run tokens (B, T, D) after `cache`; the head sees `pick(hidden)` only. Returns (its logits, hidden, cache)."""
+def run(
+    model,
+    embeds: Float[Tensor, "B T D"],
+    mask: Tensor | None = None,
+    cache: Cache | None = None,
+    *,
+    pick: Callable[[Tensor], Tensor] = nothing,
+    use_cache: bool = True,
+    **kwargs,
+) -> Run:
+    """Run tokens after those of `cache`, `mask` (B, both) 0/1; the head sees `pick(hidden)` and nothing else."""
     seen = []
 
     def before_the_head(module, args):
-        seen.append(args[0])
-        return (pick(args[0]), *args[1:])
+        hidden = args[0]  # (B, T, D)
+        seen.append(hidden)
+        return (pick(hidden), *args[1:])
 
+    if cache is not None:
+        kwargs["past_key_values"] = cache
     hook = model.get_output_embeddings().register_forward_pre_hook(before_the_head)
     try:
-        kwargs |= {} if cache is None else {"past_key_values": cache}
         output = model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -78,41 +80,104 @@ def run(model, embeds, mask=None, cache=None, pick=nothing, use_cache=True, **kw
         )
     finally:
         hook.remove()
-    return output.logits, seen[0], output.get("past_key_values")
+    return Run(output.logits, seen[0], output.get("past_key_values"))
 
 
-def run_on_any_token(model, pick=nothing, use_cache=False):
-    """Run one token for what the model does besides: its head on `pick(...)`, its kind of cache. Draws no randomness."""
+def run_on_any_token(
+    model, pick: Callable[[Tensor], Tensor] = nothing, use_cache: bool = False
+) -> Run:
+    """Run one token for what the model does besides: its head, its kind of cache. Draws no randomness."""
     weight = model.get_input_embeddings().weight
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         token = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
         return run(model, token, pick=pick, use_cache=use_cache)
 
 
-_LAYERS: weakref.WeakKeyDictionary = (
-    weakref.WeakKeyDictionary()
-)  # model -> layers of its cache after one token
+def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
+    """Logits of hidden states by the model's own head, caps and scales included."""
+    return run_on_any_token(model, lambda _: hidden).logits
 
 
-def obstacle(model) -> str | None:
-    """Why a prefix cannot be shared on this model; None if it can."""
-    if model.training and any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
-    ):
-        return "gradient checkpointing is on, and transformers then keeps no cache"
-    config = model.config.get_text_config()
-    if "dynamic" in (rope := str(getattr(config, "rope_parameters", None))) or "longrope" in rope:
-        return "its rotary frequencies depend on the length of the whole sequence"
-    if model not in _LAYERS:
+# ---- what rows can share -------------------------------------------------------------------------------------------
+
+# model -> layers of its cache after one token, None if it keeps no cache
+_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _cache_layers(model) -> list | None:
+    if model not in _CACHE_LAYERS:
         with torch.no_grad():
-            _, _, cache = run_on_any_token(model, use_cache=True)
-        _LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
-    layers = _LAYERS[model]  # a sliding window forgets only what no later token may attend to
-    if layers is None or not all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
-    ):
+            cache = run_on_any_token(model, use_cache=True).cache
+        _CACHE_LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
+    return _CACHE_LAYERS[model]
+
+
+def why_not_shared(model) -> str | None:
+    """Say why a prefix cannot be shared on this model, None if it can; the first call for a model runs one token."""
+    if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        return "gradient checkpointing is on, and transformers then keeps no cache"
+    rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        return "its rotary frequencies depend on the length of the whole sequence"
+    layers = _cache_layers(model)
+    # a sliding window forgets only what no later token may attend to
+    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    if layers is None or not all(type(layer) in known for layer in layers):
         return "what it remembers is not a cache of keys and values"
     return None
+
+
+def tokens_remembered(model) -> float:
+    """Count the tokens of text that the model's cache holds before a sliding window drops the first; inf without."""
+    # one token has been run, and what the model puts before it (IAPT); a window of w keeps w - 1
+    room = [x.sliding_window - x.get_seq_length() for x in _cache_layers(model) if x.is_sliding]
+    return float(min(room, default=torch.inf))
+
+
+@dataclass
+class Prefix:
+    """What running P tokens leaves behind: `cache`, and `hidden` (1, P, D), as the head would see it.
+
+    A cache that was trained itself (CT-KV) has no hidden states.
+    """
+
+    cache: Cache
+    hidden: Tensor | None = None
+
+    def branch(self, copies: int, rows: slice = slice(None), padding: int = 0) -> Cache:
+        """Repeat each row of the cache, or each of some `rows` without their last `padding` tokens, `copies` times.
+
+        Copies of a single row share its memory; gradients add up. The original stays as it is.
+        """
+        cache = copy.copy(self.cache)
+        # update() binds new tensors, it writes into none
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in cache.layers:
+            if padding:
+                layer.crop(-padding)
+            if layer.is_initialized:
+                layer.keys = _repeat(layer.keys[rows], copies)
+                layer.values = _repeat(layer.values[rows], copies)
+        return cache
+
+    def states(self) -> Float[Tensor, "1 P D"]:
+        """The hidden states; raises `MiniCPTError` if there are none."""
+        if self.hidden is None:
+            raise MiniCPTError(
+                "A label stands right after a prefix without hidden states (a cache that was trained itself), so there is "
+                "nothing to predict it from. Use a template with words before the label, or a BOS token."
+            )
+        return self.hidden
+
+
+def _repeat(x: Tensor, copies: int) -> Tensor:
+    """(B, heads, S, d) -> (B * copies, heads, S, d); a view if B is 1."""
+    return x[:, None].expand(-1, copies, -1, -1, -1).flatten(0, 1)
+
+
+def tokens_of(prompt: Tensor | Prefix) -> int:
+    """P, of embeddings (1, P, D) or of a prefix that has been run."""
+    return prompt.shape[1] if isinstance(prompt, Tensor) else prompt.cache.get_seq_length()
 
 
 class KeptPrefix:
@@ -130,157 +195,145 @@ class KeptPrefix:
 
     def clear(self) -> None:
         """Forget the prefix."""
-        self._of, self._prefix = None, None
+        self._origin, self._prefix = None, None
 
     @torch.no_grad()
     def get(self, model, prompt: Float[Tensor, "1 P D"], mask: Tensor | None) -> Prefix:
         """The prefix of this prompt on this model as it is now, run only if the kept one is another's."""
         mask = None if mask is None or mask.all() else mask.long()
-        of = self._origin(model, prompt, mask)
-        if self._of is None or not self._same(of):
+        origin = _origin(model, prompt, mask)
+        if self._origin is None or not _same(self._origin, origin):
             self.clear()  # first, so that two caches never need room at once
-            _, hidden, cache = run(model, prompt, mask)
-            self._of, self._prefix = of, Prefix(cache, hidden)
+            result = run(model, prompt, mask)
+            self._origin, self._prefix = origin, Prefix(result.cache, result.hidden)
         return self._prefix
 
-    @staticmethod
-    def _origin(model, prompt, mask) -> tuple[list, tuple]:
-        """What a prefix comes from: objects and numbers to compare one by one, and tensors to compare by value."""
-        seen: list = [
-            weakref.ref(model)
-        ]  # a new reference to the same object is the old one, so `is` will do
-        for w in (*model.parameters(), *model.buffers()):
-            # the storage's reference keeps its address from being used again, so equal means: the same memory
-            seen += [
-                weakref.ref(w),
-                StorageWeakRef(w.untyped_storage()),
-                -1 if w.is_inference() else w._version,
-            ]
-        device = prompt.device.type
-        seen += [
-            prompt.dtype,
-            prompt.device,
-            torch.is_autocast_enabled(device),
-            torch.get_autocast_dtype(device),
-        ]
-        return seen, (prompt.clone(), mask)
 
-    def _same(self, of: tuple[list, tuple]) -> bool:
-        (seen, (prompt, mask)), (seen_now, (prompt_now, mask_now)) = self._of, of
-        return (
-            len(seen) == len(seen_now)
-            and all(
-                a is b if isinstance(a, weakref.ref) else a == b for a, b in zip(seen, seen_now)
-            )
-            and torch.equal(prompt, prompt_now)
-            and (
-                mask is mask_now
-                if mask is None or mask_now is None
-                else torch.equal(mask, mask_now)
-            )
-        )
+def _origin(model, prompt: Tensor, mask: Tensor | None) -> tuple[list, list]:
+    """What a prefix comes from: objects and numbers to compare one by one, and tensors to compare by value."""
+    # a new reference to the same object is the old one, so `is` will do
+    things: list = [weakref.ref(model)]
+    for w in (*model.parameters(), *model.buffers()):
+        # the storage's reference keeps its address from being used again, so equal means: the same memory
+        version = -1 if w.is_inference() else w._version
+        things += [weakref.ref(w), StorageWeakRef(w.untyped_storage()), version]
+    device = prompt.device.type
+    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    things += [prompt.dtype, prompt.device, *autocast, mask is None]
+    return things, [prompt.clone()] if mask is None else [prompt.clone(), mask]
 
 
-def start(
+def _same(before: tuple[list, list], now: tuple[list, list]) -> bool:
+    (things, tensors), (things_now, tensors_now) = before, now
+    if len(things) != len(things_now):
+        return False
+    for a, b in zip(things, things_now):
+        if a is not b if isinstance(a, weakref.ref) else a != b:
+            return False
+    return all(torch.equal(a, b) for a, b in zip(tensors, tensors_now))
+
+
+# ---- rows of [prompt, query] ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B rows [prompt, query] of S tokens, cut where they part: a shared `prefix`, and of each its `rest` (B, R, D).
+
+    Where rows share nothing there is no prefix, and R = S. `mask` (B, S) 0/1, None for all ones.
+    """
+
+    prefix: Prefix | None
+    rest: Float[Tensor, "B R D"]
+    mask: Tensor | None
+
+    def run(self, model, pick=nothing, *, use_cache: bool = True, **kwargs) -> Run:
+        """Run the rests; `pick` and the result's `hidden` are about them alone: (B, R, D)."""
+        if self.prefix is None:
+            return run(model, self.rest, self.mask, pick=pick, use_cache=use_cache, **kwargs)
+        cache = self.prefix.branch(len(self.rest))
+        if self.rest.shape[1]:
+            return run(model, self.rest, self.mask, cache, pick=pick, **kwargs)
+        return Run(head(model, pick(self.rest)), self.rest, cache)  # nothing is left to run
+
+    def whole(self, hidden: Float[Tensor, "B R D"]) -> Float[Tensor, "B S D"]:
+        """Put the prefix's hidden states before those of the rests."""
+        if self.prefix is None:
+            return hidden
+        before = self.prefix.states().expand(len(hidden), -1, -1)  # (B, P, D)
+        return torch.cat((before, hidden), dim=1)
+
+
+def rows_of_prompt(
     model,
-    prompt: Tensor | Prefix | None,
-    queries: Tensor,
-    mask: Tensor | None,
+    prompt: Float[Tensor, "1 P D"] | Prefix | None,
+    queries: Float[Tensor, "B T D"],
+    mask: Tensor | None = None,
+    *,
     kept: KeptPrefix | None = None,
     share: bool = True,
-) -> tuple[Prefix | None, Tensor]:
-    """Decide what the rows share, and run it: prompt (1, P, D), queries (B, T, D) -> prefix and the rest (B, R, D).
+) -> Rows:
+    """Put the prompt before every query, `mask` (B, P+T) 0/1; decide what the rows share, and run that.
 
     With `kept` and without gradients the prefix is the prompt, run once and kept. Otherwise it is the prompt and the
-    tokens that all queries begin with (the fixed context of IPT). Where one pass over whole rows is the cheaper way,
-    or the model cannot share, there is no prefix and the rest is [prompt, query].
+    tokens that all queries begin with (the fixed context of IPT). Where one pass over whole rows is the cheaper way, or
+    the model cannot share (`share=False`), there is no prefix.
     """
-    B, T = queries.shape[:2]
     if prompt is None or isinstance(prompt, Prefix):
-        return prompt, queries
-    P, common = prompt.shape[1], 0
+        return Rows(prompt, queries, mask)
+    (B, T), P, common = queries.shape[:2], prompt.shape[1], 0
     if share and kept is not None and not torch.is_grad_enabled() and not model.training:
-        return kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries
+        return Rows(kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries, mask)
     if not queries.requires_grad and B > 1:
-        same = (queries == queries[:1]).all(-1).all(0)
+        same = (queries == queries[:1]).all(-1).all(0)  # (T,)
         if mask is not None:
             same &= (mask[:, P:] == 1).all(0)
         common = min(int(same.long().cumprod(0).sum()), T - 1)  # every row keeps a token of its own
     n = P + common
     if not share or B == 1 or (B - 1) * n < WORTH_SHARING:
-        return None, torch.cat((prompt.expand(B, -1, -1), queries), dim=1)
-    shared = torch.cat((prompt, queries[:1, :common]), dim=1)
-    _, hidden, cache = run(model, shared, None if mask is None else mask[:1, :n])
-    return Prefix(cache, hidden), queries[:, common:]
+        return Rows(
+            None, torch.cat((prompt.expand(B, -1, -1), queries), dim=1), mask
+        )  # (B, P+T, D)
+    shared = torch.cat((prompt, queries[:1, :common]), dim=1)  # (1, n, D)
+    result = run(model, shared, None if mask is None else mask[:1, :n])
+    return Rows(Prefix(result.cache, result.hidden), queries[:, common:], mask)
 
 
-def prompted(
+def weighted_loss(
     model,
-    prompt: Float[Tensor, "1 P D"] | Prefix,
-    queries: Float[Tensor, "B T D"],
-    mask: Tensor | None = None,
-    labels: Int[Tensor, "B S"] | None = None,
-    weights: Float[Tensor, "B S-1"] | None = None,
-    keep: int | Tensor = 0,
-    kept: KeptPrefix | None = None,
-    share: bool = True,
-    use_cache: bool = True,
-) -> PromptedOutput:
-    """Run [prompt, query] for every row, S = P+T tokens, the prompt once.
+    rows: Rows,
+    labels: Int[Tensor, "B S"],
+    weights: Float[Tensor, "B S-1"],
+    *,
+    use_cache: bool = False,
+) -> tuple[Float[Tensor, ""], Run]:
+    """Run the rows for their loss, the sum of weights[b, s] * CE(labels[b, s+1] after token s) (`loss.token_weights`).
 
-    `mask` (B, S) 0/1; `labels` (B, S) and `weights` (B, S-1) give the loss: the sum over s of weights[b, s] times
-    the cross-entropy of labels[b, s+1] after s (`loss.token_weights`). `keep`: transformers' `logits_to_keep`.
-    `kept`: where evaluation keeps the prefix; `share=False`: one pass over whole rows.
+    The head sees each token that counts once: the context's for all rows together, the queries' for each row.
     """
-    B, S = len(queries), tokens_of(prompt) + queries.shape[1]
-    prefix, rest = start(model, prompt, queries, mask, kept, share)
-    P = S - rest.shape[1]
-    all_of_them = isinstance(keep, int) and keep == 0
-
-    def whole(hidden):
-        full = (
-            hidden
-            if prefix is None
-            else torch.cat((prefix.hidden.expand(B, -1, -1), hidden), dim=1)
-        )
-        return full if all_of_them else full[:, -keep:] if isinstance(keep, int) else full[:, keep]
+    P = labels.shape[1] - rows.rest.shape[1]
+    counted = weights != 0  # (B, S-1)
+    shared = (
+        counted[:, :P].any(0).nonzero()[:, 0]
+    )  # (n,) tokens of the prefix that count in some row
+    row, column = counted[:, P:].nonzero(as_tuple=True)  # (m,) and (m,), of the rests
 
     def at_labels(hidden):
-        # the context's labels once, for all rows; the queries' each
-        own = hidden[rows.to(hidden.device), columns.to(hidden.device)]
-        return (
-            torch.cat((prefix.hidden[0, shared.to(hidden.device)], own)) if len(shared) else own
-        )[None]
+        device = hidden.device
+        own = hidden[row.to(device), column.to(device)]  # (B, R, D) -> (m, D)
+        if len(shared):
+            own = torch.cat((rows.prefix.states()[0, shared.to(device)], own))  # (n+m, D)
+        return own[None]
 
-    if labels is not None:
-        counted = weights != 0
-        shared, (rows, columns) = (
-            counted[:, :P].any(0).nonzero()[:, 0],
-            counted[:, P:].nonzero(as_tuple=True),
-        )
-        pick = at_labels
-    else:
-        pick = nothing if all_of_them else whole
-    cache = None if prefix is None else prefix.branch(B)
-    logits, hidden, cache = run(model, rest, mask, cache, pick, use_cache or prefix is not None)
-    output = PromptedOutput(past_key_values=cache if use_cache else None)
-    if pick is whole:
-        output.logits = logits
-        return output
-    if labels is not None:
-        log_p = logits[0].float().log_softmax(-1)
-        targets, weights = labels[:, 1:].to(log_p.device), weights.to(log_p.device)
-        n = len(shared)
-        at_shared = log_p[:n].gather(
-            1, targets[:, shared].T.clamp(min=0)
-        )  # (n, B); an ignored one weighs 0
-        at_own = log_p[n:].gather(1, targets[rows, P + columns][:, None])[:, 0]
-        output.loss = (
-            -(at_shared * weights[:, shared].T).sum() - (at_own * weights[rows, P + columns]).sum()
-        )
-    # while training, listing the output does not mean reading its logits
-    listed = labels is None or not torch.is_grad_enabled()
-    return output.defer(lambda: run_on_any_token(model, lambda _: whole(hidden))[0], listed)
+    result = rows.run(model, at_labels, use_cache=use_cache)
+    log_p = result.logits[0].float().log_softmax(-1)  # (n+m, V)
+    targets, weights = labels[:, 1:].to(log_p.device), weights.to(log_p.device)
+    n, own = len(shared), (row, P + column)
+    # an ignored label (-100) weighs 0, whatever stands there
+    at_shared = log_p[:n].gather(1, targets[:, shared].T.clamp(min=0))  # (n, B)
+    at_own = log_p[n:].gather(1, targets[own][:, None])[:, 0]  # (m,)
+    loss = -(at_shared * weights[:, shared].T).sum() - (at_own * weights[own]).sum()
+    return loss, result
 
 
 def loss_after(
@@ -290,6 +343,7 @@ def loss_after(
     mask: Int[Tensor, "B T"],
     types: Int[Tensor, "B T"],
     labels: Int[Tensor, "B T"],
+    *,
     share: bool = True,
     seen: Tensor | None = None,
 ) -> Float[Tensor, ""]:
@@ -298,12 +352,11 @@ def loss_after(
     `seen` (B, P): which prompt tokens each row may attend to, by default all; where rows differ in that, and the prompt
     has yet to be run, they cannot share it (`share=False`).
     """
-    before = (tokens_of(prompt), 0)
+    before = (tokens_of(prompt), 0)  # (B, T) -> (B, P+T)
     types, labels = F.pad(types, before), F.pad(labels, before, value=IGNORE)
     mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)
     weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
-    queries = model.get_input_embeddings()(ids)
+    queries = model.get_input_embeddings()(ids)  # (B, T, D)
     prompt = prompt.to(queries.dtype) if isinstance(prompt, Tensor) else prompt
-    return prompted(
-        model, prompt, queries, mask, labels, weights, share=share, use_cache=False
-    ).loss
+    rows = rows_of_prompt(model, prompt, queries, mask, share=share)
+    return weighted_loss(model, rows, labels, weights)[0]

@@ -1,36 +1,63 @@
-"""Label scores without generation: log-probability of each candidate label after each query, raw and calibrated."""
+"""Label scores without generation: log-probability of each candidate label after each query, raw and calibrated.
 
-from collections.abc import Sequence
+query (B, T) ─ model ─> first token of every label
+         └─ its KV cache, once for each beginning (a label without its last token) ─ model ─> the other tokens
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from ..core.masks import LABEL
 from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
-from .prefix import KeptPrefix, Prefix, obstacle, run, start, tokens_of
+from .prefix import (
+    KeptPrefix,
+    Prefix,
+    rows_of_prompt,
+    run,
+    tokens_of,
+    tokens_remembered,
+    why_not_shared,
+)
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("mean", "sum", "first")
 
 
-def check_candidates(candidates: dict[str, list[int]]) -> None:
-    """Raise `MiniCPTError` if a label has no token, or two labels have the same ones and could not be told apart."""
+@runtime_checkable
+class ReadsRoles(Protocol):
+    """A model that must know where the answer begins (IAPT): it turns types into arguments of its `forward`."""
+
+    def role_arguments(self, types: Int[Tensor, "B T"]) -> dict[str, Tensor]: ...
+
+
+def check_candidates(candidates: dict[str, list[int]], how: str = "mean") -> None:
+    """Raise `MiniCPTError` if a label has no token, or two labels could not be told apart by the tokens that count."""
+    if how not in LABEL_SCORES:
+        raise unknown("label score", how, LABEL_SCORES)
     seen: dict[tuple, str] = {}
     for label, ids in candidates.items():
         if not ids:
             raise MiniCPTError(
                 f"The label word {label!r} has no token; choose a word that the tokenizer knows."
             )
-        if tuple(ids) in seen:
+        counted = tuple(ids[:1] if how == "first" else ids)
+        if counted in seen:
+            same = "the same first token" if how == "first" else "the same tokens"
+            remedy = ", or the label score 'sum'" if how == "first" else ""
             raise MiniCPTError(
-                f"The label words {seen[tuple(ids)]!r} and {label!r} have the same tokens {ids}; choose different words."
+                f"The label words {seen[counted]!r} and {label!r} have {same} {list(counted)}; choose different words"
+                f"{remedy}."
             )
-        seen[tuple(ids)] = label
+        seen[counted] = label
 
 
-@torch.no_grad()
 def label_scores(
     model,
     prefix: Float[Tensor, "1 P D"] | Prefix | None,
@@ -40,65 +67,168 @@ def label_scores(
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
 ) -> Float[Tensor, "N C"]:
-    """Log-probability of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
+    """Log-score of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
-    `how`: "mean" over the label's tokens (so that long labels are not at a disadvantage), "sum", or "first" token only
-    (the authors' demo). `prefix` comes before every query: embeddings, which are run once, or not at all if `kept`
-    from an earlier call, or a prefix that has been run (CT-KV's). A query's scores do not depend on the other rows of
-    its batch.
+    `how`: "mean" over the label's tokens, "sum" (the label's log-probability), or "first" token only (the authors'
+    demo). The other arguments and the errors: see `label_token_scores`.
     """
-    if how not in LABEL_SCORES:
+    check_candidates({f"candidate {c}": ids for c, ids in enumerate(candidates)}, how)
+    tokens = label_token_scores(model, prefix, queries, candidates, batch_size, kept)
+    return reduce_tokens(tokens, how)
+
+
+def reduce_tokens(tokens: Sequence[Float[Tensor, "N _"]], how: str) -> Float[Tensor, "N C"]:
+    """One score a label from those of its tokens: C tensors (N, tokens of the label) -> (N, C)."""
+    reduce = {"mean": lambda t: t.mean(1), "sum": lambda t: t.sum(1), "first": lambda t: t[:, 0]}
+    if how not in reduce:
         raise unknown("label score", how, LABEL_SCORES)
-    # candidates that differ in their last token only share a row: one row a query if all labels are one token long
-    tails = sorted({tuple(c[:-1]) for c in candidates})
-    rows = [
-        (n, tail, q + Encoded(list(tail), [LABEL] * len(tail)))
-        for n, q in enumerate(queries)
-        for tail in tails
-    ]
-    rows.sort(key=lambda row: len(row[2]))  # batches of like length waste less padding
+    return torch.stack([reduce[how](t) for t in tokens], dim=1)
+
+
+@torch.no_grad()
+def label_token_scores(
+    model,
+    prefix: Float[Tensor, "1 P D"] | Prefix | None,
+    queries: Sequence[Encoded],
+    candidates: Sequence[list[int]],
+    batch_size: int = 64,
+    kept: KeptPrefix | None = None,
+) -> list[Float[Tensor, "N _"]]:
+    """Log-probability of each token of each candidate label after query and earlier tokens: per label (N, tokens).
+
+    `prefix` comes before every query: embeddings, which are run once, or not at all if `kept` from an earlier call, or
+    a prefix that has been run (CT-KV's). Each query is run once, and the beginnings of labels of several tokens go on
+    from its cache; a model that cannot share runs [query, beginning] anew for each. A query's scores do not depend on
+    the other rows of its batch. A query without tokens is scored right after the prefix.
+    Raises `MiniCPTError` if there is nothing before such a query, and for scores that are not finite.
+    """
     P = 0 if prefix is None else tokens_of(prefix)
-    share, kept = P and not obstacle(model), kept or KeptPrefix()
-    scores = torch.empty(len(queries), len(candidates))
-    for first in range(0, len(rows), batch_size):
-        batch = rows[first : first + batch_size]
-        ids, mask, types = collate([row for _, _, row in batch])
-        mask = torch.cat((torch.ones(len(batch), P, dtype=mask.dtype), mask), dim=1).to(
-            model.device
+    _check_empty(prefix, P, queries)
+    beginnings = sorted({tuple(ids[:-1]) for ids in candidates} - {()})
+    share = (P > 0 or bool(beginnings)) and why_not_shared(model) is None
+    branch = share and bool(beginnings)
+    padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
+    kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
+
+    def write(batch: list[int], beginning: tuple, first: int, log_p: Tensor) -> None:
+        """Enter log_p (B, n, V): the tokens from `first` on of the labels that have this beginning."""
+        for scores, ids in zip(result, candidates):
+            if tuple(ids[: len(beginning)]) == beginning:
+                tokens = ids[first : first + log_p.shape[1]]
+                columns = list(range(len(tokens)))
+                scores[batch, first : first + len(tokens)] = log_p[:, columns, tokens].cpu()
+
+    for beginning in [()] if branch else sorted({tuple(ids[:-1]) for ids in candidates}):
+        for batch in _batches(queries, batch_size, padded):
+            encoded = [queries[n] + _label(beginning) for n in batch]
+            log_p, cache = _run_queries(
+                model, prefix, encoded, len(beginning), kept=kept, share=share, use_cache=branch
+            )
+            write(batch, beginning, 0, log_p)
+            if branch:
+                lengths = [len(row) for row in encoded]
+                for rows, tail, log_p in _run_beginnings(
+                    model, cache, lengths, beginnings, batch_size
+                ):
+                    write(batch[rows], tail, 1, log_p)
+    if not all(scores.isfinite().all() for scores in result):
+        raise MiniCPTError(
+            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite (NaN or "
+            "infinite), which say nothing about any label. Load it in float32 or bfloat16 (--dtype); if it is in float32, "
+            "its weights or the prompt are not finite: load them, or train, again."
         )
-        embeds = model.get_input_embeddings()(ids.to(model.device))
-        prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
-        shared, rest = start(model, prompt, embeds, mask, kept, share)
-        # the head runs where a row has a label token to predict, nowhere else
-        before = rest.shape[1] - ids.shape[1]  # P if the rows hold the prompt, else 0
-        at = [
-            (i, before + len(row) - 1 - t)
-            for i, (_, tail, row) in enumerate(batch)
-            for t in range(len(tail), -1, -1)
-        ]
-        where = tuple(map(torch.tensor, zip(*at)))
-        cache = shared.branch(len(batch)) if shared else None
-        # IAPT: what it reads ends where the label begins
-        roles = (
-            {"input_type_mask": types.to(model.device)}
-            if getattr(model, "reads_roles", False)
-            else {}
-        )
-        logits, _, _ = run(
-            model, rest, mask, cache, lambda hidden: hidden[where][None], bool(shared), **roles
-        )
-        log_p, place = logits[0].float().log_softmax(-1).cpu(), 0
-        for n, tail, _ in batch:
-            for c, candidate in enumerate(candidates):
-                if tuple(candidate[:-1]) == tail:
-                    tokens = [log_p[place + t, token] for t, token in enumerate(candidate)]
-                    scores[n, c] = (
-                        tokens[0]
-                        if how == "first"
-                        else sum(tokens) / (len(tokens) if how == "mean" else 1)
-                    )
-            place += len(tail) + 1
-    return scores
+    return result
+
+
+def _check_empty(prefix: Tensor | Prefix | None, P: int, queries: Sequence[Encoded]) -> None:
+    if P and (isinstance(prefix, Tensor) or prefix.hidden is not None):
+        return  # the prefix's last token predicts the label
+    for n, query in enumerate(queries):
+        if not len(query):
+            raise MiniCPTError(
+                f"Query {n} has no token, and nothing before it from which a label could be predicted. Use a template "
+                "with words in it, or let the prompt begin with the tokenizer's BOS token."
+            )
+
+
+def _label(ids: Sequence[int]) -> Encoded:
+    return Encoded(list(ids), [LABEL] * len(ids))
+
+
+def _batches(queries: Sequence[Encoded], size: int, padded: bool) -> Iterator[list[int]]:
+    """Numbers of queries, at most `size` together, of like length (less padding is wasted) or of the same length."""
+
+    def length(n: int) -> int:
+        return len(queries[n])
+
+    order = sorted(range(len(queries)), key=length)
+    groups = [order] if padded else [list(group) for _, group in groupby(order, key=length)]
+    for group in groups:
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def _run_queries(
+    model,
+    prefix,
+    encoded: list[Encoded],
+    n_label: int,
+    *,
+    kept: KeptPrefix,
+    share: bool,
+    use_cache: bool,
+) -> tuple[Float[Tensor, "B n V"], Cache | None]:
+    """Run rows that end in `n_label` tokens of a label: log-probabilities before the first and after each, n in all."""
+    P, B = 0 if prefix is None else tokens_of(prefix), len(encoded)
+    ids, mask, types = collate(encoded)  # (B, T), padding last
+    mask = torch.cat((torch.ones(B, P, dtype=mask.dtype), mask), dim=1)  # (B, P+T)
+    embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
+    prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
+    rows = rows_of_prompt(model, prompt, embeds, mask.to(model.device), kept=kept, share=share)
+    before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
+    ends = torch.tensor([before + len(row) for row in encoded])
+    columns = ends[:, None] - n_label - 1 + torch.arange(n_label + 1)  # (B, n), of the rests
+
+    def before_and_after_each(hidden):
+        at = columns
+        if at.min() < 0:  # a query without tokens: the label comes right after the prefix
+            hidden, at = rows.whole(hidden), at + P
+        return hidden[torch.arange(B)[:, None], at].flatten(0, 1)[None]  # (B, R, D) -> (1, B*n, D)
+
+    # IAPT: what it reads ends where the label begins
+    roles = model.role_arguments(types.to(model.device)) if isinstance(model, ReadsRoles) else {}
+    result = rows.run(model, before_and_after_each, use_cache=use_cache, **roles)
+    return result.logits[0].float().log_softmax(-1).unflatten(0, (B, -1)), result.cache
+
+
+def _run_beginnings(
+    model, cache: Cache, lengths: list[int], beginnings: list[tuple], batch_size: int
+) -> Iterator[tuple[slice, tuple, Float[Tensor, "g n V"]]]:
+    """Run the beginnings of labels after each row of the cache: some rows, a beginning of n tokens, log-probabilities.
+
+    `lengths`: tokens of the rows' queries, shortest first. Rows of one length go together, cut to it: what is left is
+    without padding, so positions and masks are those of the plain row on any model.
+    """
+    first = 0
+    for length, group in groupby(lengths):
+        g = len(list(group))
+        rows, first = slice(first, first + g), first + g
+        size = max(1, batch_size // g)
+        for i in range(0, len(beginnings), size):
+            chunk = beginnings[i : i + size]
+            branched = Prefix(cache).branch(len(chunk), rows, padding=max(lengths) - length)
+            ids = collate([_label(ids) for ids in chunk])[0].to(model.device)  # (c, m)
+            embeds = model.get_input_embeddings()(ids).repeat(g, 1, 1)  # (g*c, m, D)
+
+            def after_each(hidden):
+                hidden = hidden.unflatten(0, (g, -1))  # (g, c, m, D)
+                real = [hidden[:, c, : len(ids)].flatten(0, 1) for c, ids in enumerate(chunk)]
+                return torch.cat(real)[None]  # (1, g * tokens of the chunk, D)
+
+            logits = run(model, embeds, cache=branched, pick=after_each).logits
+            log_p = logits[0].float().log_softmax(-1).split([g * len(ids) for ids in chunk])
+            for ids, part in zip(chunk, log_p):
+                yield rows, ids, part.unflatten(0, (g, -1))
 
 
 def calibrate(

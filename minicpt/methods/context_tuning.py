@@ -23,7 +23,7 @@ from ..core.masks import SEPARATOR, example_of, is_input, is_label, is_template
 from ..core.projection import project, project_together
 from ..core.templates import Encoded
 from ..engine.base_models import BaseModel
-from ..engine.prefix import Prefix, loss_after, obstacle, run
+from ..engine.prefix import Prefix, loss_after, run, why_not_shared
 from ..errors import unknown
 from .prepare import Batch
 
@@ -105,8 +105,8 @@ class TunedContext:
         """The training rows' labels, each row seeing what it may, plus the context's labels, which see everything."""
         prefix = self.prefix().to(self.base.model.dtype)  # (1, P, D)
         seen = visible(self.examples, rows, self.hp["leave_one_out"], self.hp["token_dropout"])
-        share = bool(seen.all()) and not obstacle(self.base.model)
-        loss = loss_after(self.base.model, prefix, *batch, share, seen)
+        share = bool(seen.all()) and not why_not_shared(self.base.model)
+        loss = loss_after(self.base.model, prefix, *batch, share=share, seen=seen)
         if not self.hp["context_weight"]:
             return loss
         counted = is_label(self.types)
@@ -133,7 +133,7 @@ class TunedCache:
         self.base, self.hp = base, OPTIONS | hp
         self.examples = examples_of(torch.tensor(context.types, device=base.device), n_instruction)
         with torch.no_grad():
-            self.cache = run(base.model, base.embed(context.ids))[2]
+            self.cache = run(base.model, base.embed(context.ids)).cache
         for layer in self.cache.layers:
             layer.keys = layer.keys.float().requires_grad_()  # (1, heads, P, D of a head)
             layer.values = layer.values.float().requires_grad_()

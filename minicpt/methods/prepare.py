@@ -31,7 +31,7 @@ from ..core.train import Recipe
 from ..data import Row, Split
 from ..engine.base_models import BaseModel
 from ..engine.memory import rows_that_fit
-from ..engine.prefix import obstacle
+from ..engine.prefix import why_not_shared
 from ..engine.scores import LABEL_SCORES, check_candidates
 from ..errors import MiniCPTError, unknown, warn
 from .registry import METHODS
@@ -92,7 +92,9 @@ class Prompt:
         given = [(text, None) for text in texts]
         pairs = self.cut(given, self.longest_text)
         rows = self.encode(pairs)
-        for i, row in enumerate(rows):  # each by itself: what is left of a text must not depend on its company
+        for i, row in enumerate(
+            rows
+        ):  # each by itself: what is left of a text must not depend on its company
             longest = fit_text_length(self.taken, [], [row], self.limit)
             while self.taken + len(rows[i]) > self.limit:
                 pairs[i : i + 1] = self.cut(pairs[i : i + 1], longest)
@@ -223,7 +225,9 @@ def prepare(
         plain.require_labels([context], shots)
         before = plain.before + len(context) - len(leading)
         prompt = replace(plain, context=context, before=before, longest_text=longest)
-        return prompt, prompt.encode(pairs or [("", None)])  # zero-shot with no query yet: an empty one
+        return prompt, prompt.encode(
+            pairs or [("", None)]
+        )  # zero-shot with no query yet: an empty one
 
     prompt, rows = read(None)
     if prompt.taken + max(map(len, rows)) > prompt.limit:
@@ -232,7 +236,9 @@ def prepare(
         fixed = before + prompt.taken - prompt.before
         longest = fit_text_length(fixed, alone[n : n + K], alone, prompt.limit) or len(alone)
         prompt, rows = read(longest)
-        while prompt.taken + max(map(len, rows)) > prompt.limit:  # a context may have a token more than its parts
+        while (
+            prompt.taken + max(map(len, rows)) > prompt.limit
+        ):  # a context may have a token more than its parts
             longest -= 1
             prompt, rows = read(longest)
         n_cut = sum(a != b for a, b in zip(given, plain.cut(given, longest)))
@@ -247,7 +253,7 @@ def prepare(
         recipe = Recipe(hp["lr"], hp["epochs"], hp["batch_size"])
     batch = min(recipe.batch_size or len(trained), len(trained))  # 0 where nothing is trained
     # rows that do not all see the same prefix cannot share it
-    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or obstacle(base.model))
+    shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or why_not_shared(base.model))
     at_once = rows_that_fit(
         base.model, base.device, prompt.before, longest_row, batch, rows_at_once, shared
     )

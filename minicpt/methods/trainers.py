@@ -16,7 +16,7 @@ from ..core.masks import SEPARATOR
 from ..core.projection import project
 from ..core.templates import Encoded
 from ..core.train import train, train_bilevel
-from ..engine.prefix import Prefix, loss_after, obstacle
+from ..engine.prefix import Prefix, loss_after, why_not_shared
 from .context_tuning import OPTIONS, TunedCache, TunedContext
 from .prepare import Job
 
@@ -106,10 +106,10 @@ def train_prompt(job: Job) -> Fitted:
         soft = model.get_prompt(batch_size=1)
         return torch.cat((bos.to(soft), soft), dim=1)
 
-    share = not obstacle(base)
+    share = not why_not_shared(base)
 
     def loss_of(chosen: list[int]) -> Tensor:
-        return loss_after(base, prompt(), *job.batch(chosen), share)
+        return loss_after(base, prompt(), *job.batch(chosen), share=share)
 
     @torch.no_grad()
     def project_() -> None:
