@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from by_hand import join
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from minicpt import FewShotClassifier, data
 from minicpt.__main__ import main
 from minicpt.core.masks import SEPARATOR, role_of
 from minicpt.core.projection import project, project_together
-from minicpt.core.templates import Encoded, build_context, encode, tokenize
+from minicpt.core.templates import Encoded, encode, tokenize
 from minicpt.engine.base_models import BaseModel
 from minicpt.errors import MiniCPTError
 from minicpt.lab import ablations, statistics
@@ -61,7 +62,7 @@ def shots(random_base, split):
 
 @pytest.fixture(scope="module")
 def context(shots):
-    return build_context(shots)
+    return join(shots)
 
 
 def texts_of(split):
@@ -192,7 +193,7 @@ def test_a_soft_prompt_with_a_ball(random_base, split, method):
 def test_every_token_belongs_to_its_example(shots, context):
     expected = [i for i, shot in enumerate(shots) for _ in shot.ids]
     assert examples_of(torch.tensor(context.types), 0).tolist() == expected
-    with_instruction = build_context(shots, [1, 2, 3])
+    with_instruction = join(shots, [1, 2, 3])
     assert examples_of(torch.tensor(with_instruction.types), 3).tolist() == [-1] * 3 + expected
 
 
@@ -214,7 +215,7 @@ def batch_of(base, context, rows, chosen):
 
 def plain_loss(base, shots, leave_one_out):
     """Mean cross-entropy of the training labels by plain forwards, the row's own example physically removed."""
-    context, total = build_context(shots), 0.0
+    context, total = join(shots), 0.0
     owner = [i for i, shot in enumerate(shots) for _ in shot.ids]
     for i, row in enumerate(shots):
         row = until_label(row)
@@ -312,7 +313,7 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
         Encoded([5, 6, 7, 8, 9], [1, 2, 3, 4, 0]),
         Encoded([5, 10, 11, 7, 12, 9], [1, 2, 2, 3, 4, 0]),
     ]
-    context, rows = build_context(shots), [until_label(shot) for shot in shots]
+    context, rows = join(shots), [until_label(shot) for shot in shots]
     with torch.no_grad():
         logits = [
             model(torch.tensor([context.ids + row.ids])).logits[0, -2].log_softmax(-1)

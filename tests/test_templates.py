@@ -116,7 +116,9 @@ def test_roles_follow_the_characters_and_a_shared_token_its_rule():
     for token, role in zip(tokens, row.types):
         of.setdefault(role, []).append(token)
     assert "".join(of[INPUT]) == "ĠtheĠriver"
-    assert "".join(of[LABEL]) == "Ġpositive"  # the space is the template's, the letters are the label's
+    assert (
+        "".join(of[LABEL]) == "Ġpositive"
+    )  # the space is the template's, the letters are the label's
     assert "".join(of[OUTPUT_TEMPLATE]) == "label:."
     assert "".join(of[SEPARATOR]).replace("Ġ", "") == "ĊĊ"
 
@@ -208,7 +210,9 @@ def test_cut_texts_have_no_more_tokens_than_asked_and_the_rest_is_whole(kind):
         cut = cut_texts(tok, Template(), [*long, ("a", None)], most)
         rows = encode(tok, Template(), cut)
         assert 0 < sum(t == INPUT for t in rows[0].types) <= most
-        assert long[0][0].startswith(cut[0][0]) and cut[0][1] == "positive" and cut[1] == ("a", None)
+        assert (
+            long[0][0].startswith(cut[0][0]) and cut[0][1] == "positive" and cut[1] == ("a", None)
+        )
     assert cut_texts(tok, Template(), long, 1000) == long
 
 

@@ -41,7 +41,9 @@ def corpus() -> list[str]:
         for part in ("input", "output"):
             for template in spec["templates"][part]:
                 for word in spec["verbalizers"].values():
-                    texts.append(f"the text\n\n{template.format(word)}.\n{template.format(word)} and")
+                    texts.append(
+                        f"the text\n\n{template.format(word)}.\n{template.format(word)} and"
+                    )
     return texts
 
 
@@ -77,7 +79,10 @@ def tokenizer(kind: str, bos: bool = False) -> PreTrainedTokenizerFast:
     else:
         scheme = kind.split()[-1] if kind.startswith("metaspace") else "always"
         used = words = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    if kind not in ("gpt2", "llama3"):  # SentencePiece learns no piece of letters and punctuation, or across lines
+    if kind not in (
+        "gpt2",
+        "llama3",
+    ):  # SentencePiece learns no piece of letters and punctuation, or across lines
         marks = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}▁]"), "isolated")
         inner.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
     inner.train_from_iterator(corpus(), trainer)

@@ -27,9 +27,10 @@ def pick(generator: torch.Generator, n: int) -> list[str]:
 
 
 def written(template: Template, shots: list[tuple[str, str]], query: str) -> str:
-    """Write the prompt as the library does: its pieces, joined."""
-    rows = [*shots, (query, None)]
-    return "".join(piece for text, label in rows for piece, _ in template.pieces(text, label))
+    """Write the prompt up to where the query's label begins; the space before it is the label's token's."""
+    pieces = [piece for shot in shots for piece, _ in template.pieces(*shot)]
+    open_pieces = [piece for piece, _ in template.pieces(query, "")[:5]]
+    return "".join(pieces + open_pieces).rstrip(" ")
 
 
 @checker("01.1")
@@ -74,9 +75,12 @@ def write_prompt(student, generator):
             ),
         }
         same(student(template, shots, query), want, wrong, "the prompt")
-    rows = [template.pieces(text, label) for text, label in [*shots, (query, None)]]
+    rows = [*(template.pieces(*shot) for shot in shots), template.pieces(query, "")[:5]]
     boxes = [
-        (piece, role + 4 * i if role else 0) for i, row in enumerate(rows) for piece, role in row
+        (piece, role + 4 * i if role else 0)
+        for i, row in enumerate(rows)
+        for piece, role in row
+        if piece
     ]
     return context_roles(
         *zip(*boxes)

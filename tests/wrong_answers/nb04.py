@@ -3,23 +3,32 @@
 import torch
 
 
-def one_string(pieces, ids_of):
-    ids = ids_of("".join(string for string, _ in pieces))
-    return ids, [role for string, role in pieces for _ in ids_of(string)]
+def owners(pieces):
+    return [role for string, role in pieces for _ in string]
 
 
-def one_role_a_piece(pieces, ids_of):
-    return [i for string, _ in pieces for i in ids_of(string)], [role for _, role in pieces]
+def first_character(pieces, spans):
+    return [owners(pieces)[start] for start, _ in spans]
 
 
-def label_as_template(pieces, ids_of):
-    pairs = [(i, min(role, 3)) for string, role in pieces for i in ids_of(string)]
-    return [i for i, _ in pairs], [role for _, role in pairs]
+def most_characters(pieces, spans):
+    parts = [owners(pieces)[start:end] for start, end in spans]
+    return [max(part, key=part.count) for part in parts]
 
 
-def roles_first(pieces, ids_of):
-    pairs = [(i, role) for string, role in pieces for i in ids_of(string)]
-    return [role for _, role in pairs], [i for i, _ in pairs]
+def last_character(pieces, spans):
+    return [owners(pieces)[end - 1] for _, end in spans]  # right, where a token ends in a letter
+
+
+def label_as_template(pieces, spans):
+    return [min(role, 3) for role in last_character(pieces, spans)]
+
+
+def separators_carried(pieces, spans):
+    roles = last_character(pieces, spans)
+    for i, role in enumerate(roles):
+        roles[i] = role or roles[i - 1]
+    return roles
 
 
 def in_place(examples):
@@ -45,12 +54,13 @@ def back(types):
 
 
 WRONG = {
-    "roles_of_example": [
-        (one_string, "joined to one string"),
-        (one_role_a_piece, "one role a piece"),
+    "roles_of_tokens": [
+        (first_character, "the first character decides"),
+        (most_characters, "spaces are counted like letters"),
+        (lambda pieces, spans: [role for string, role in pieces if string], "one role a piece"),
+        (lambda pieces, spans: owners(pieces), "one role a character"),
         (label_as_template, "the label has the output template's role"),
-        (roles_first, "wrong order"),
-        (lambda pieces, ids_of: ids_of(pieces[0][0]), "return two things"),
+        (separators_carried, "the role of what stands before them"),
     ],
     "join_types": [
         (joined(lambda i, roles: roles + 4 * i), "separators were shifted"),
