@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import MiniCPTError
+from ..errors import unknown
 from .masks import is_label
 
 IGNORE = -100
@@ -21,14 +21,10 @@ def distance_to_last(types: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     """Count, at each label token, the labelled examples of its row that come after it (0 at the last one)."""
     labels = is_label(types)
     group = torch.where(labels, types // 4, 0)  # 1, 2, ... per example; 0 off labels
-    present = torch.zeros(
-        types.shape[0], int(group.max()) + 2, dtype=torch.long, device=types.device
-    )
+    present = group.new_zeros(len(types), int(group.max()) + 2)  # (B, examples): is it labelled?
     present.scatter_(1, group, 1)
     present[:, 0] = 0
-    later = (
-        present.flip(1).cumsum(1).flip(1) - present
-    )  # examples with a larger number, per (row, number)
+    later = present.flip(1).cumsum(1).flip(1) - present  # how many with a larger number
     return torch.where(labels, later.gather(1, group), 0)
 
 
@@ -47,18 +43,17 @@ def token_weights(
     """
     valid = labels != IGNORE
     distance = distance_to_last(types)
+    # omega_k = gamma^(K+1-k), times the context's weight; 1 at the last label
     omega = decay ** distance.float() * torch.where(distance > 0, context_weight, 1.0) * valid
     if reduction == "mean":
-        # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (model.py)
+        # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (forward.py)
         return omega / valid.sum()
     if reduction == "sum":
         group = torch.where(is_label(types), types // 4, 0)
-        sizes = torch.zeros(types.shape[0], int(group.max()) + 1, device=types.device)
-        sizes.scatter_add_(1, group, valid.float())
+        sizes = torch.zeros(len(types), int(group.max()) + 1, device=types.device)
+        sizes.scatter_add_(1, group, valid.float())  # (B, examples): tokens of each label
         return omega / sizes.gather(1, group).clamp(min=1) / len(labels)
-    raise MiniCPTError(
-        f"The loss reduction must be 'mean' (PEFT) or 'sum' (paper), got {reduction!r}."
-    )
+    raise unknown("loss reduction", reduction, ["mean", "sum"])
 
 
 def label_loss(
@@ -77,9 +72,8 @@ def label_loss(
     weights = token_weights(labels[:, 1:], types[:, 1:], decay, reduction, context_weight)
     counted = labels[:, 1:] != IGNORE
     # only the counted positions: the softmax over V is the expensive part
-    losses = F.cross_entropy(
-        logits[:, :-1][counted].float(), labels[:, 1:][counted], reduction="none"
-    )
-    return (
-        (losses * weights[counted]).sum() if reduction == "sum" or counted.any() else losses.mean()
-    )
+    predicted, targets = logits[:, :-1][counted].float(), labels[:, 1:][counted]  # (n, V), (n,)
+    losses = F.cross_entropy(predicted, targets, reduction="none")
+    if reduction == "mean" and not len(losses):
+        return losses.mean()  # NaN, as PEFT
+    return (losses * weights[counted]).sum()  # sum_k omega_k * CE(label k)

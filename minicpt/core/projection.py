@@ -12,9 +12,8 @@ from torch import Tensor
 from ..errors import MiniCPTError
 from .masks import is_input, is_template
 
-FROZEN_RADIUS = (
-    1e-10  # separators and labels: PEFT's value, small enough to be nothing beside an embedding
-)
+# of separators and labels: PEFT's value, small enough to be nothing beside an embedding
+FROZEN_RADIUS = 1e-10
 
 
 def epsilon_scale(unit: str, token_dim: int, mean_norm: float | None = None) -> float:
@@ -46,7 +45,8 @@ def project(delta: Float[Tensor, "P D"], epsilon: Float[Tensor, "P"]) -> Float[T
 
     Source: paper 3.2.2; PEFT `CPTEmbedding.get_projection`.
     """
-    norm = delta.norm(dim=1)
+    # delta_i * min(1, epsilon_i / |delta_i|)
+    norm = delta.norm(dim=1)  # (P,)
     shrink = epsilon / torch.maximum(norm, epsilon).clamp(min=torch.finfo(delta.dtype).tiny)
     return delta * shrink[:, None]
 
@@ -60,5 +60,6 @@ def project_together(
     tokens may go farther than their own balls if others stay behind. Source: the paper's ablation, as quoted; its
     radius there is not known.
     """
+    # delta * min(1, |epsilon| / |delta|)
     radius, norm = epsilon.norm(), delta.norm()
     return delta * (radius / torch.maximum(norm, radius).clamp(min=torch.finfo(delta.dtype).tiny))
