@@ -117,6 +117,53 @@ def test_the_answer_does_not_leak_into_the_generators(how):
     assert not torch.equal(soft_tokens(model, input_ids=ids), before)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_soft_tokens_stand_after_a_leading_bos_which_they_do_not_read(name):
+    """[BOS, slots, text] by plain transformers; what the generators wrote is put there by hand."""
+    model, S = wrapped(name, num_virtual_tokens=3, leading=1), 3
+    ids = torch.tensor([[9, 10, 11, 12, 13, 14]])
+    logits = model(input_ids=ids).logits[0]
+    soft = soft_tokens(model, input_ids=ids)
+    layers = iter(iapt.decoder_layers(model.base_model))
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, s=s: (torch.cat((args[0][:, :1], s, args[0][:, 1 + S :]), 1), *args[1:])
+        )
+        for layer, s in zip(layers, soft)
+    ]
+    whole = torch.cat((ids[:, :1], torch.full((1, S), 5), ids[:, 1:]), dim=1)
+    plain = model.base_model(whole).logits[0]
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(logits, plain[S:], rtol=1e-3, atol=1e-4)
+    first = soft_tokens(model, input_ids=torch.tensor([[8, 10, 11, 12, 13, 14]]))[0]
+    assert torch.equal(first, soft[0])  # at layer 0 another BOS changes nothing: it is not read
+    out = model.generate(ids, max_new_tokens=2, **GREEDY)
+    assert torch.equal(out[:, :6], ids) and out[0, 6] == logits[-1].argmax()
+    queries, candidates = (
+        [Encoded(ids[0].tolist(), [0, *[2] * 5]), Encoded([9, 7], [0, 2])],
+        [[1], [2, 3]],
+    )
+    scores = label_scores(model, None, queries, candidates, "sum")
+    text = torch.tensor([[*ids[0], 2]])
+    types = torch.tensor([[0, 2, 2, 2, 2, 2, 4]])
+    log_p = model(input_ids=text, input_type_mask=types).logits[0].log_softmax(-1)
+    torch.testing.assert_close(scores[0, 1], log_p[-2, 2] + log_p[-1, 3], rtol=1e-4, atol=1e-4)
+    with pytest.raises(MiniCPTError, match="begins with padding"):
+        model(input_ids=ids, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]))
+
+
+def test_weights_and_activations_are_all_that_is_trained():
+    for shared in (False, True):
+        model = wrapped(share_projections=shared)
+        assert {p.dim() for p in model.weights()} == {2} and {
+            p.dim() for p in model.activations()
+        } == {1}
+        both = [*model.weights(), *model.activations()]
+        assert {id(p) for p in both} == {id(p) for p in model.trained().values()}
+        assert len(both) == len(model.trained())
+
+
 def test_scoring_does_not_leak_a_candidate_label():
     """Scores of labels of several tokens equal those of one forward a label whose generators see the query alone."""
     model = wrapped()

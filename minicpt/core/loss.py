@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import MiniCPTError
+from ..errors import unknown
 from .masks import example_of, is_label
 
 IGNORE = -100
@@ -47,18 +47,17 @@ def token_weights(
     """
     valid = labels != IGNORE
     distance = distance_to_last(types)
+    # omega_k = gamma^(K+1-k), times the context's weight; 1 at the last label
     omega = decay ** distance.float() * torch.where(distance > 0, context_weight, 1.0) * valid
     if reduction == "mean":
-        # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (model.py)
+        # 0/0 where no label is left: NaN, as PEFT returns; callers who can, say so before (forward.py)
         return omega / valid.sum()
     if reduction == "sum":
         number = label_numbers(types)
         sizes = torch.zeros(len(types), int(number.max()) + 1, device=types.device)
         sizes.scatter_add_(1, number, valid.float())  # tokens of each label
         return omega / sizes.gather(1, number).clamp(min=1) / len(labels)
-    raise MiniCPTError(
-        f"The loss reduction must be 'mean' (PEFT) or 'sum' (paper), got {reduction!r}."
-    )
+    raise unknown("loss reduction", reduction, ["mean", "sum"])
 
 
 def label_loss(
@@ -77,9 +76,8 @@ def label_loss(
     weights = token_weights(labels[:, 1:], types[:, 1:], decay, reduction, context_weight)
     counted = labels[:, 1:] != IGNORE
     # only the counted positions: the softmax over V is the expensive part
-    losses = F.cross_entropy(
-        logits[:, :-1][counted].float(), labels[:, 1:][counted], reduction="none"
-    )
-    return (
-        (losses * weights[counted]).sum() if reduction == "sum" or counted.any() else losses.mean()
-    )
+    predicted, targets = logits[:, :-1][counted].float(), labels[:, 1:][counted]  # (n, V), (n,)
+    losses = F.cross_entropy(predicted, targets, reduction="none")
+    if reduction == "mean" and not len(losses):
+        return losses.mean()  # NaN, as PEFT
+    return (losses * weights[counted]).sum()  # sum_k omega_k * CE(label k)

@@ -69,6 +69,7 @@ class IAPTConfig(_FromPeftType, peft.PromptLearningConfig):
     """Generators of instruction-aware soft tokens, `num_virtual_tokens` (S) at every layer; see `iapt.py`.
 
     - `bottleneck`: width m between the two projections; `share_projections`: one pair of them for all layers
+    - `leading`: tokens at the start of the text (a BOS) that stay in front of the soft tokens and are not read
     - `token_dim`, `num_layers`: leave them out, they are read from the model
 
     PEFT has no such method: a saved folder is in PEFT's format, but only this library knows its `peft_type`.
@@ -79,17 +80,17 @@ class IAPTConfig(_FromPeftType, peft.PromptLearningConfig):
     share_projections: bool = field(
         default=False, metadata={"help": "one pair of projections for all layers"}
     )
+    leading: int = field(default=0, metadata={"help": "tokens in front of the soft tokens (BOS)"})
 
     def __post_init__(self):
         self.peft_type, self.task_type = "IAPT", self.task_type or peft.TaskType.CAUSAL_LM
         super().__post_init__()
         if self.task_type != peft.TaskType.CAUSAL_LM:
             raise MiniCPTError(f"IAPT works with task_type CAUSAL_LM only, got {self.task_type!r}.")
-        for name in ("num_virtual_tokens", "bottleneck"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise MiniCPTError(
-                    f"{name} must be a whole number from 1, got {getattr(self, name)!r}."
-                )
+        for name, least in (("num_virtual_tokens", 1), ("bottleneck", 1), ("leading", 0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least):
+                raise MiniCPTError(f"{name} must be a whole number from {least}, got {value!r}.")
 
 
 OWN = {PeftType.CPT: CPTConfig, "IAPT": IAPTConfig}

@@ -132,10 +132,8 @@ class IAPTModel(nn.Module):
                     f"base model they are for; in a new configuration leave {name} out."
                 )
             setattr(config, name, value)
-        self.base_model, self.num_virtual_tokens = (
-            model.requires_grad_(False),
-            config.num_virtual_tokens,
-        )
+        self.base_model = model.requires_grad_(False)
+        self.num_virtual_tokens, self.leading = config.num_virtual_tokens, config.leading
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
         self.takes_positions = (
             "position_ids" in inspect.signature(model.forward).parameters
@@ -159,7 +157,7 @@ class IAPTModel(nn.Module):
             raise MiniCPTError(
                 "IAPT does not work with gradient checkpointing; call gradient_checkpointing_disable()."
             )
-        if not instruction.any(dim=1).all():
+        if not instruction[:, self.leading :].any(dim=1).all():
             raise MiniCPTError(
                 "A row has no token before its answer: there is no instruction to read. Set the labels "
                 "before the answer to -100, or give input_type_mask (4 at its tokens)."
@@ -167,11 +165,12 @@ class IAPTModel(nn.Module):
 
         def fill(generator, layer, args):
             hooks.pop(layer).remove()  # once: no decoding step generates again
-            text = args[0][:, self.num_virtual_tokens :]
-            mask = instruction.repeat_interleave(
-                len(text) // len(instruction), dim=0
-            )  # generate() repeats for beams
-            return torch.cat((generator(text, mask).to(text.dtype), text), dim=1), *args[1:]
+            first, last = self.leading, self.leading + self.num_virtual_tokens
+            before, text = args[0][:, :first], args[0][:, last:]  # (B, S+T, D) without the slots
+            # generate() repeats rows for beams
+            mask = instruction.repeat_interleave(len(text) // len(instruction), dim=0)[:, first:]
+            soft = generator(text, mask).to(text.dtype)  # (B, S, D)
+            return torch.cat((before, soft, text), dim=1), *args[1:]
 
         hooks = {}
         try:
@@ -185,10 +184,18 @@ class IAPTModel(nn.Module):
                 hook.remove()
 
     def _with_slots(self, text: Tensor) -> Tensor:
-        """(B, T) or (B, T, D) -> S more in front, which layer 0 replaces: a token that is there anyway will do."""
-        return torch.cat(
-            (text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1), text), dim=1
-        )
+        """(B, T) or (B, T, D) -> S more after the leading tokens, which layer 0 replaces: any token that is there will do."""
+        slots = text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1)
+        return torch.cat((text[:, : self.leading], slots, text[:, self.leading :]), dim=1)
+
+    def _mask(self, text: Int[Tensor, "B T"]) -> Int[Tensor, "B _"]:
+        """The attention mask with the slots; leading tokens must be real ones, so that the slots stand at one place."""
+        if not text[:, : self.leading].all():
+            raise MiniCPTError(
+                f"IAPT's soft tokens stand after the first {self.leading} tokens (leading), but a row begins with padding. "
+                "Pad on the right, or generate for one text at a time."
+            )
+        return F.pad(text, (self.num_virtual_tokens, 0), value=1)
 
     def forward(
         self,
@@ -203,6 +210,8 @@ class IAPTModel(nn.Module):
         **kwargs,
     ):
         """Run the text behind its soft tokens: logits (B, T, V) of the text alone and, given labels (B, T), the loss.
+
+        With leading tokens, the last of them has the logits of the last soft token: what comes after both.
 
         The answer starts at the first type 4 of `input_type_mask`, else at the first label that is not -100, else there
         is none. With a filled cache nothing is generated; `attention_mask` covers the cached text and the new tokens.
@@ -233,7 +242,7 @@ class IAPTModel(nn.Module):
             logits_to_keep = (
                 logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
             )
-        mask = F.pad(text, (S, 0), value=1)
+        mask = self._mask(text)
         if self.takes_positions:
             kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[
                 :, past:
@@ -261,12 +270,15 @@ class IAPTModel(nn.Module):
             torch.ones_like(input_ids) if attention_mask is None else attention_mask,
         )
         check_ids("input_ids", input_ids, self.base_model.get_input_embeddings())
-        ids, mask = self._with_slots(input_ids), F.pad(text, (S, 0), value=1)
+        ids, mask = self._with_slots(input_ids), self._mask(text)
         with self._generating(text.bool()):
             output = self.base_model.generate(ids, attention_mask=mask, **kwargs)
-        if not isinstance(output, Tensor):
-            output.sequences = output.sequences[:, S:]
-        return output[:, S:] if isinstance(output, Tensor) else output
+        whole = output if isinstance(output, Tensor) else output.sequences
+        sequences = torch.cat((whole[:, : self.leading], whole[:, self.leading + S :]), dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
 
     def role_arguments(self, types: Int[Tensor, "B T"]) -> dict[str, Tensor]:
         """What `forward` is told when labels are scored: where the answer begins (`scores.ReadsRoles`)."""
