@@ -14,7 +14,6 @@ from minicpt.core.templates import (
     Encoded,
     Template,
     encode,
-    fit_text_length,
     tokenize,
 )
 from minicpt.core.train import Recipe, train
@@ -29,7 +28,7 @@ from minicpt.engine.scores import (
 )
 from minicpt.errors import MiniCPTError, TrainingDiverged
 from minicpt.methods import fit, registry, trainers
-from minicpt.methods.prepare import prepare, until_label
+from minicpt.methods.prepare import fit_text_length, prepare, until_label
 
 HP = {
     "lr": 0.02,

@@ -12,14 +12,13 @@ from minicpt.core.templates import (
     Encoded,
     Template,
     build_context,
-    cut_texts,
     encode,
     label_ids,
     leading_ids,
-    require_labels,
 )
 from minicpt.data import load_task, make_split, real_specs
 from minicpt.errors import MiniCPTError
+from minicpt.methods.prepare import cut_texts, require_labels
 
 SHOTS = [
     ("the river is long", "positive"),

@@ -117,7 +117,7 @@ def _owner(chunk: str, owners: Sequence[int], parts: Sequence[Part]) -> int:
     return max(voters, key=lambda owner: (voters.count(owner), -owner))
 
 
-def _lay(tokenizer, rows: Sequence[Sequence[Part]], start: int = 0) -> list[tuple]:
+def lay_roles(tokenizer, rows: Sequence[Sequence[Part]], start: int = 0) -> list[tuple]:
     """Tokenise the parts of each row as one string; of the tokens that begin at character `start` or later give
     the ids, the types, the (start, end) of each, and whether another token reaches across `start`.
     """
@@ -168,11 +168,11 @@ def encode(
         word = next_label if label is None else label
         rows.append([(before.text, SEPARATOR), *template.pieces(text, word)])
     result = []
-    for row, (_, label), laid in zip(rows, examples, _lay(tokenizer, rows, before.end)):
+    for row, (_, label), laid in zip(rows, examples, lay_roles(tokenizer, rows, before.end)):
         ids, types, _, merged_across_the_seam = laid
         if merged_across_the_seam:
             rest = (before.text[before.end :], SEPARATOR)
-            ((ids, types, _, _),) = _lay(tokenizer, [[rest, *row[1:]]])
+            ((ids, types, _, _),) = lay_roles(tokenizer, [[rest, *row[1:]]])
         end = types.index(LABEL) if label is None else len(ids)
         result.append(Encoded(ids[:end], types[:end]))
     return result
@@ -198,7 +198,7 @@ def build_context(
         return Context(list(leading), [SEPARATOR] * len(leading))
     text = "".join(string for string, _ in parts)
     query = template.pieces(ANY, ANY)
-    ((ids, types, offsets, _),) = _lay(tokenizer, [[*parts, *query]])
+    ((ids, types, offsets, _),) = lay_roles(tokenizer, [[*parts, *query]])
     n = sum(end <= len(text) for _, end in offsets)
     end = max((end for _, end in offsets[:n]), default=0)
     n_instruction = 0
@@ -209,7 +209,7 @@ def build_context(
         # queries are tokenised behind the last example alone where that gives the same tokens, which is quicker
         last = template.pieces(*examples[-1])
         skipped = len(text) - sum(len(string) for string, _ in last)
-        ((short, short_types, _, _),) = _lay(tokenizer, [[*last, *query]])
+        ((short, short_types, _, _),) = lay_roles(tokenizer, [[*last, *query]])
         m = len(short) - short_types.index(LABEL)
         if ids[-m:] == short[-m:]:
             text = text[skipped:]
@@ -231,67 +231,6 @@ def label_ids(tokenizer, template: Template, words: Sequence[str]) -> list[list[
                 "tokenizer merges it with the label. Put a space or a line end before the {}."
             )
     return [[i for i, t in zip(row.ids, row.types) if t == LABEL] for row in rows]
-
-
-def require_labels(
-    rows: Sequence[Encoded], words: Sequence[str], ids: dict[str, list[int]]
-) -> None:
-    """Raise `MiniCPTError` if a row's (or a context's) labels have other ids than these words have as candidates."""
-    labels = [i for row in rows for i, t in zip(row.ids, row.types) if t and t % LABEL == 0]
-    if labels != [i for word in words for i in ids[word]]:
-        raise MiniCPTError(
-            "The tokenizer merges a label with the text beside it, so that it has other tokens than as an answer. Put a "
-            "space or a line end into the template on both sides of the label, or leave the row out."
-        )
-
-
-def cut_texts(
-    tokenizer, template: Template, examples: Sequence[tuple[str, str | None]], most: int
-) -> list[tuple[str, str | None]]:
-    """Shorten the texts of more than `most` tokens at their end; labels and templates are never cut."""
-    result = list(examples)
-    pending = list(range(len(result)))
-    while pending:  # again, since a shortened text may have other tokens at its end
-        rows = [template.pieces(result[i][0], result[i][1] or ANY) for i in pending]
-        too_long = []
-        for i, row, (_, types, offsets, _) in zip(pending, rows, _lay(tokenizer, rows)):
-            ends = [end for (_, end), role in zip(offsets, types) if role == INPUT]
-            if len(ends) > most:
-                text, label = result[i]
-                kept = ends[most - 1] - len(row[0][0])
-                result[i] = (text[: min(kept, len(text) - 1)], label)
-                too_long.append(i)
-        pending = too_long
-    return result
-
-
-def fit_text_length(
-    fixed: int, shots: list[Encoded], queries: list[Encoded], limit: int
-) -> int | None:
-    """Largest number of tokens a text may keep so that context, longest query and label fit into `limit`.
-
-    None if nothing has to be cut. Raises `MiniCPTError` if templates and labels alone do not fit.
-    """
-    texts = [[sum(t == INPUT for t in e.types) for e in group] for group in (shots, queries)]
-    rest = [[len(e) - n for e, n in zip(group, ns)] for group, ns in zip((shots, queries), texts)]
-
-    def total(cap: int) -> int:
-        in_context = sum(r + min(n, cap) for r, n in zip(rest[0], texts[0]))
-        return fixed + in_context + max(r + min(n, cap) for r, n in zip(rest[1], texts[1]))
-
-    longest = max(max(ns, default=0) for ns in texts)
-    if total(longest) <= limit:
-        return None
-    low, high = 0, longest  # total(low) fits, total(high) does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= limit else (low, middle)
-    if low == 0:
-        raise MiniCPTError(
-            f"The prompt does not fit: templates, labels and prompt tokens take {total(0)} of {limit} tokens and leave "
-            "no room for the texts. Use fewer shots, shorter labels or a model with a longer context."
-        )
-    return low
 
 
 def collate(

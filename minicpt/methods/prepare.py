@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from ..core.loss import IGNORE
-from ..core.masks import LABEL, SEPARATOR
+from ..core.masks import INPUT, LABEL, SEPARATOR
 from ..core.templates import (
+    ANY,
     Context,
     Encoded,
     Template,
     build_context,
     collate,
-    cut_texts,
     encode,
-    fit_text_length,
     label_ids,
-    require_labels,
+    lay_roles,
     tokenize,
 )
 from ..core.train import Recipe
@@ -106,6 +105,67 @@ class Prompt:
                 f"{n_cut} of {len(rows)} texts were cut at their end, so that the prompt fits into {self.limit} tokens."
             )
         return rows
+
+
+def require_labels(
+    rows: Sequence[Encoded], words: Sequence[str], ids: dict[str, list[int]]
+) -> None:
+    """Raise `MiniCPTError` if a row's (or a context's) labels have other ids than these words have as candidates."""
+    labels = [i for row in rows for i, t in zip(row.ids, row.types) if t and t % LABEL == 0]
+    if labels != [i for word in words for i in ids[word]]:
+        raise MiniCPTError(
+            "The tokenizer merges a label with the text beside it, so that it has other tokens than as an answer. Put a "
+            "space or a line end into the template on both sides of the label, or leave the row out."
+        )
+
+
+def cut_texts(
+    tokenizer, template: Template, examples: Sequence[tuple[str, str | None]], most: int
+) -> list[tuple[str, str | None]]:
+    """Shorten the texts of more than `most` tokens at their end; labels and templates are never cut."""
+    result = list(examples)
+    pending = list(range(len(result)))
+    while pending:  # again, since a shortened text may have other tokens at its end
+        rows = [template.pieces(result[i][0], result[i][1] or ANY) for i in pending]
+        too_long = []
+        for i, row, (_, types, offsets, _) in zip(pending, rows, lay_roles(tokenizer, rows)):
+            ends = [end for (_, end), role in zip(offsets, types) if role == INPUT]
+            if len(ends) > most:
+                text, label = result[i]
+                kept = ends[most - 1] - len(row[0][0])
+                result[i] = (text[: min(kept, len(text) - 1)], label)
+                too_long.append(i)
+        pending = too_long
+    return result
+
+
+def fit_text_length(
+    fixed: int, shots: list[Encoded], queries: list[Encoded], limit: int
+) -> int | None:
+    """Largest number of tokens a text may keep so that context, longest query and label fit into `limit`.
+
+    None if nothing has to be cut. Raises `MiniCPTError` if templates and labels alone do not fit.
+    """
+    texts = [[sum(t == INPUT for t in e.types) for e in group] for group in (shots, queries)]
+    rest = [[len(e) - n for e, n in zip(group, ns)] for group, ns in zip((shots, queries), texts)]
+
+    def total(cap: int) -> int:
+        in_context = sum(r + min(n, cap) for r, n in zip(rest[0], texts[0]))
+        return fixed + in_context + max(r + min(n, cap) for r, n in zip(rest[1], texts[1]))
+
+    longest = max(max(ns, default=0) for ns in texts)
+    if total(longest) <= limit:
+        return None
+    low, high = 0, longest  # total(low) fits, total(high) does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= limit else (low, middle)
+    if low == 0:
+        raise MiniCPTError(
+            f"The prompt does not fit: templates, labels and prompt tokens take {total(0)} of {limit} tokens and leave "
+            "no room for the texts. Use fewer shots, shorter labels or a model with a longer context."
+        )
+    return low
 
 
 def until_label(row: Encoded) -> Encoded:
