@@ -96,14 +96,14 @@ def test_a_second_run_computes_nothing_and_a_new_seed_only_itself(tmp_path, coun
 
 
 def test_a_failure_is_kept_apart_and_the_others_go_on(tmp_path, counted, monkeypatch):
-    store, cells = Store(tmp_path), grid(["trec"], ["icl"], [2], [12, 13, 14])
-    (failure,) = run_grid(cells, store)
+    store, unlucky = Store(tmp_path), grid(["trec"], ["icl"], [2], [12, 13, 14])
+    (failure,) = run_grid(unlucky, store)
     assert "seed 13: FloatingPointError: unlucky" in failure
     (error,) = store.errors()
     assert error["config"]["seed"] == 13 and "Traceback" in error["traceback"]
-    assert store.get(cells[1]) is None and len(list(store.results())) == 2
+    assert store.get(unlucky[1]) is None and len(list(store.results())) == 2
     monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 1.0})
-    assert run_grid(cells, store) == [] and store.errors() == []  # an error never counts as done
+    assert run_grid(unlucky, store) == [] and store.errors() == []  # an error never counts as done
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"config": {}}', "[]", '{"accuracy": 1}', "\x00\xff"])
