@@ -20,6 +20,7 @@ from .errors import MiniCPTError, unknown
 
 ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
+TABLE_SHOTS = (2, 4, 6)
 Row = tuple[str, str]  # text, class name
 
 
@@ -321,7 +322,7 @@ def split_hashes(task: Task, seeds=range(5)) -> dict[str, str]:
     """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
     return {
         f"{k}-shot seed {seed}": make_split(task, k, seed).sha256
-        for k in (2, 4, 6)
+        for k in TABLE_SHOTS
         for seed in seeds
     }
 

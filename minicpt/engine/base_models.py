@@ -63,6 +63,11 @@ def weights_fingerprint(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def model_name(name: str) -> str:
+    """What a model is called in tables and keys: a folder's or file's own last name, wherever it lies; else the name."""
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps", "auto")
 
