@@ -171,9 +171,9 @@ def join_types(student, generator):
 
 def coloured(panel, heights, types) -> None:
     """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
-    from ..pictures import ROLES
+    from ..pictures import ROLE_COLOURS
 
-    colours = [ROLES[(int(t) - 1) % 4 + 1 if t else 0][1] for t in types]
+    colours = [ROLE_COLOURS[(int(t) - 1) % 4 + 1 if t else 0][1] for t in types]
     panel.bar(
         range(len(types)),
         [float(h) for h in heights],

@@ -90,8 +90,8 @@ class Cell:
 
     def split(self) -> Split:
         """The shots, queries, label words and template of this cell's seed."""
-        labels = self.labels or None
-        return make_split(self.task(), self.shots, self.seed, self.n_test, labels, self.per_class)
+        drawn = self.shots, self.seed, self.n_test, self.labels, self.per_class
+        return make_split(self.task(), *drawn)
 
     def key(self) -> str:
         """sha1 of the canonical configuration: the name of the result's file."""
