@@ -25,6 +25,7 @@ WINGS = {
         "statistics",
         "published",
         "tables",
+        "report",
         "figures",
         "ablations",
     ],

@@ -5,8 +5,6 @@ hyper-parameters and the fingerprints of data and weights included: what changes
 """
 
 import gc
-import hashlib
-import json
 import platform
 import time
 import warnings
@@ -26,6 +24,7 @@ from ..engine.scores import accuracy
 from ..errors import unknown
 from ..methods.fit import fit
 from ..methods.registry import METHODS, hyperparameters
+from .store import key_of
 
 # the nine methods of the paper's Table 1, and CPT with the ball of the paper's size
 TABLE_METHODS = (
@@ -94,8 +93,8 @@ class Cell:
         return make_split(self.task(), *drawn)
 
     def key(self) -> str:
-        """sha1 of the canonical configuration: the name of the result's file."""
-        return hashlib.sha1(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+        """The name of the result's file."""
+        return key_of(self.config())
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"

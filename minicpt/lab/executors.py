@@ -111,8 +111,8 @@ def in_processes(
                 yield running[done], done.result()
         except BrokenProcessPool as error:
             raise MiniCPTError(
-                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same command "
-                "again, with one worker if memory is short."
+                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same "
+                "command again, with one worker if memory is short."
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)

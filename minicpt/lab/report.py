@@ -11,6 +11,7 @@ import pandas as pd
 from ..errors import MiniCPTError
 from .store import export, write_atomically
 from .tables import (
+    OTHER,
     answers,
     beside,
     frame,
@@ -33,7 +34,8 @@ def write(
 
     table.csv and overall.csv hold raw accuracies, calibrated.csv the calibrated ones, cells.csv every cell
     (`Store.refill` reads it), answers.csv how often each class was answered; table.md and table.tex are about `score`.
-    overall.csv and its part of table.md need a complete set of ICL results, calibrated.csv and answers.csv those scores.
+    overall.csv and its part of table.md need a complete set of ICL results, calibrated.csv calibrated accuracies,
+    answers.csv scores.
     """
     cells, table, given = frame(results), summary(results, score=score), answers(results, score)
     tables = {"table.csv": summary(results).drop(columns="calibrated")}
@@ -60,7 +62,7 @@ def write(
 
 
 def to_text(table: pd.DataFrame) -> str:
-    """The wide table for a terminal: a block a number of shots, the best marked with <, after the slash the other score."""
+    """The wide table for a terminal, the best of a block marked with <; the other score stands after the slash."""
     parts = []
     for model, rows in table.groupby("model"):
         cells = wide(rows, "{} <", rows.columns[-1]).droplevel("model")
@@ -83,14 +85,14 @@ def to_markdown(
     `table`: a `summary`; `sections`: paragraphs that come first; `given`: what `answers` returns.
     """
     other = table.columns[-1]
+    score = OTHER[other]
     seeds = " to ".join(map(str, sorted({table.n_seeds.min(), table.n_seeds.max()})))
     parts = [
         f"# {heading}",
         *sections,
-        f"{'Raw' if other == 'calibrated' else 'Calibrated'} accuracy in percent, mean ±std (seeds: {seeds}), after the "
-        f"slash the {other} mean; the best of a column is bold for each number of shots; `*` after a dataset: arbitrary "
-        "labels, which set_cls always has; `mean`: over the datasets without `*`; †: with a written instruction, placed "
-        "after our reading of the paper.",
+        f"Accuracy in percent, {score}: mean ±std (seeds: {seeds}); after the slash the {other} mean. The best of a "
+        "column is bold for each number of shots; `*` after a dataset: arbitrary labels, which set_cls always has; "
+        "`mean`: over the datasets without `*`; †: with a written instruction, placed after our reading of the paper.",
     ]
     for model, rows in table.groupby("model"):
         cells = wide(rows, other=other).droplevel("model").reset_index()
@@ -105,19 +107,21 @@ def to_markdown(
             pipes(published.columns, published.to_numpy()),
         ]
     if given is not None and len(given):
-        parts += ["## Constant answers", *constant_answers(given)]
+        parts += ["## Constant answers", constant_answers(given)]
     return "\n\n".join(parts) + "\n"
 
 
-def constant_answers(given: pd.DataFrame) -> list[str]:
+def constant_answers(given: pd.DataFrame) -> str:
     """Who answers one and the same class to every query of a seed, in sentences; `given` is what `answers` returns."""
     said = []
     for row in given[given.constant > 0].itertuples():
         said.append(
             f"- {row.model}, {row.dataset}, {title(row.method)}, {row.shots} shots: in {row.constant:.0f} % of "
-            f"{row.n_seeds} seeds every query is answered {row.answer!r}, which is the class of {row.truth:.0f} % of them."
+            f"{row.n_seeds} seeds every query is answered {row.answer!r}; it is right for {row.truth:.0f} % of them."
         )
-    return ["\n".join(said) or "In no seed does a method give all queries one and the same answer."]
+    if not said:
+        return "In no seed does a method give all queries one and the same answer."
+    return "\n".join(said)
 
 
 def to_latex(table: pd.DataFrame) -> str:

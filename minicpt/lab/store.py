@@ -1,11 +1,11 @@
 """The store: one JSON file a result, written whole or not at all, resumable; and its results as one CSV file."""
 
+import hashlib
 import json
-import math
 import os
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,14 +13,17 @@ import pandas as pd
 
 from ..errors import MiniCPTError
 
-ORDER = ["dataset", "method", "shots", "seed", "n_test", "model"]
-MEASURED = ["accuracy", "accuracy_calibrated", "split_sha256", "device", "threads"]
-SECONDS = ["fit", "score"]
-NUMBERS = ["accuracy", "accuracy_calibrated", "seconds_fit", "seconds_score", "threads"]
-COLUMNS = (  # of the CSV, in this order; the rest of a cell's configuration follows
+MEASURED = ("accuracy", "accuracy_calibrated", "split_sha256", "device", "threads")
+# a row of the CSV; the key is that of the whole configuration
+COLUMNS = (
     "dataset method shots seed n_test accuracy accuracy_calibrated label_score split_sha256 "
-    "seconds_fit seconds_score device threads"
+    "seconds_fit seconds_score device threads model model_fingerprint key"
 ).split()
+
+
+def key_of(config: dict) -> str:
+    """sha1 of the canonical configuration: the name of the result's file."""
+    return hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,28 +80,26 @@ class Store:
     def errors(self) -> list[dict]:
         return [_json(path) for path in sorted(self.folder.glob("*.error.json"))]
 
-    def refill(self, path: str | Path, cells: Sequence) -> int:
+    def refill(self, path: str | Path, cells: Iterable) -> int:
         """Take the results of cells that are missing here from a CSV of `export`; return how many were taken.
 
-        A row is taken where its configuration is the whole of a cell's, weights and rows included, and its split is the
-        one that the cell draws here; a warning counts rows of other splits. Such a result has "source", the file's
-        name, and neither scores nor a history. `MiniCPTError` for a file that is missing or lacks columns, for numbers
-        that are none, and for two rows of one cell.
+        A row is taken where its key is a cell's (so its whole configuration, weights and rows included) and its split
+        is the one that the cell draws here; a warning counts rows of other splits. Such a result has "source", the
+        file's name, and neither scores nor a history. `MiniCPTError` for a file that is missing or lacks columns, for
+        an accuracy that is none, and for two rows of one cell.
         """
-        path, others, taken = Path(path), 0, 0
-        names = list(cells[0].config())
-        rows = _rows(path, names)
+        path = Path(path)
+        rows, others, taken = _rows(path), 0, 0
         for cell in cells:
-            config = cell.config()
-            row = rows.get(tuple(map(_text, config.values())))
+            row = rows.get(cell.key())
             if row is None or self.get(cell):
                 continue
             if row["split_sha256"] != cell.split().sha256:
                 others += 1
                 continue
-            measured = {name: row[name] for name in MEASURED}
-            seconds = {part: row[f"seconds_{part}"] for part in SECONDS}
-            self.put(cell, {"config": config, "source": path.name, **measured, "seconds": seconds})
+            result = {name: row[name] for name in MEASURED}
+            result["seconds"] = {"fit": row["seconds_fit"], "score": row["seconds_score"]}
+            self.put(cell, {"config": cell.config(), "source": path.name, **result})
             taken += 1
         if others:
             warnings.warn(
@@ -136,43 +137,39 @@ class Store:
 def export(results: Iterable[dict]) -> str:
     """The results as a CSV that `Store.refill` reads: a row a cell, sorted, floats with six decimals."""
     rows = []
-    for result in sorted(results, key=lambda result: [result["config"][name] for name in ORDER]):
-        seconds = {f"seconds_{part}": result["seconds"][part] for part in SECONDS}
-        row = {name: _text(value) for name, value in result["config"].items()}
-        rows.append(row | {name: result[name] for name in MEASURED} | seconds)
-    table = pd.DataFrame(rows)
-    columns = dict.fromkeys([*COLUMNS, *table.columns])
-    return table[list(columns)].to_csv(index=False, float_format="%.6f")
+    for result in results:
+        config = result["config"]
+        seconds = {f"seconds_{part}": took for part, took in result["seconds"].items()}
+        rows.append({**result, **config, **seconds, "key": key_of(config)})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table.sort_values(["dataset", "method", "shots", "seed", "key"])
+    return table.to_csv(index=False, float_format="%.6f")
 
 
-def _rows(path: Path, names: list[str]) -> dict[tuple[str, ...], dict]:
-    """The rows of such a CSV by their configuration, which is the columns `names` as text."""
+def _rows(path: Path) -> dict[str, dict]:
+    """The rows of such a CSV by key."""
     if not path.is_file():
-        raise MiniCPTError(f"{path} does not exist; give a CSV that `minicpt table` wrote.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    lacking = [name for name in [*COLUMNS, *names] if name not in table]
+        raise MiniCPTError(
+            f"{path} does not exist; give the cells.csv that `minicpt table` writes."
+        )
+    # a hash may look like a number
+    table = pd.read_csv(
+        path, dtype=dict.fromkeys(["split_sha256", "model_fingerprint", "key"], str)
+    )
+    lacking = [name for name in COLUMNS if name not in table]
     if lacking:
         raise MiniCPTError(
-            f"{path.name} has no column {', '.join(lacking)}, and without it a result may belong to another cell. "
-            "Write the file anew with `minicpt table`, which leaves it as cells.csv."
+            f"{path.name} has no column {', '.join(lacking)}; give the cells.csv that `minicpt table` writes."
         )
-    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce")
-    highest = [1, 1, math.inf, math.inf, math.inf]
-    fine = (table[NUMBERS].ge(0) & table[NUMBERS].le(highest)).all(axis=1)
-    bad = table[~fine | table.duplicated(names)].index
+    accuracies = table[["accuracy", "accuracy_calibrated"]].apply(pd.to_numeric, errors="coerce")
+    fine = (accuracies.ge(0) & accuracies.le(1)).all(axis=1)
+    bad = table.index[~fine | table.key.duplicated()]
     if len(bad):
         raise MiniCPTError(
-            f"{path.name}, line {bad[0] + 2}: a number is missing or out of range, or the cell stands there before. "
+            f"{path.name}, line {bad[0] + 2}: an accuracy is no number from 0 to 1, or the cell stands there before. "
             "Remove the line; its cell is then computed."
         )
-    return dict(zip(map(tuple, table[names].to_numpy()), table.to_dict("records")))
-
-
-def _text(value: object) -> str:
-    """A value of a configuration as it stands in the CSV."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, sort_keys=True)
+    return {row["key"]: row for row in table[COLUMNS].to_dict("records")}
 
 
 def _json(path: Path) -> dict:
