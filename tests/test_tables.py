@@ -389,7 +389,10 @@ def test_text_fits_a_terminal_and_shows_each_block(results):
         max(map(len, text.splitlines())) <= 120 and "CPT (paper's ε)" in text and "dbpedia*" in text
     )
     lines = report.to_text(tables.summary(results)).splitlines()
-    assert lines[0] == "micro" and sum(line.startswith(("0 ", "2 ", "4 ")) for line in lines) == 3
+    assert (
+        lines[0] == "micro, accuracy in percent: raw / calibrated"
+        and sum(line.startswith(("0 ", "2 ", "4 ")) for line in lines) == 3
+    )
     assert any("80.0 ±6.0 <" in line for line in lines)
 
 

@@ -24,7 +24,7 @@ from . import cells
 from .cells import Cell
 from .figures import difference_to_cpt
 from .statistics import holm, interval, signed
-from .store import Store, write_atomically
+from .store import Store, write_all
 from .tables import PLACE, check_splits, pipes
 
 PROBE_TASK = "set_cls"  # its texts are content words alone, so that a shared word means something
@@ -117,26 +117,14 @@ def compare(results: Results) -> pd.DataFrame:
         gap = gap_low = gap_high = np.nan
         if against:
             gap, _, gap_low, gap_high = interval(by_seed.loc[name] - by_seed.loc[against])
-        row = {
-            "question": v.question,
-            "variant": name,
-            "meaning": v.meaning,
-            **by_task.loc[name].mean(),
-            "mean": by_seed.loc[name].mean(),
-            "difference": mean,
-            "ci_low": low,
-            "ci_high": high,
-            "p": np.nan if name == "cpt" else _p_value(difference.to_numpy()),
-            "holm": np.nan,
-            "against": against,
-            "gap": gap,
-            "gap_low": gap_low,
-            "gap_high": gap_high,
-            "n": len(difference),
-        }
-        rows.append(row)
-    result = pd.DataFrame(rows)
-    return result.assign(holm=holm(result.p))
+        p = np.nan if name == "cpt" else _p_value(difference.to_numpy())
+        means = [*by_task.loc[name].mean(), by_seed.loc[name].mean()]
+        tests = [mean, low, high, p, np.nan, against, gap, gap_low, gap_high, len(difference)]
+        rows.append([v.question, name, v.meaning, *means, *tests])
+    tests = "difference ci_low ci_high p holm against gap gap_low gap_high n".split()
+    columns = ["question", "variant", "meaning", *by_task.columns, "mean", *tests]
+    compared = pd.DataFrame(rows, columns=columns)
+    return compared.assign(holm=holm(compared.p))
 
 
 def _p_value(difference: np.ndarray) -> float:
@@ -277,7 +265,5 @@ def write(results: Results, folder: str | Path, title: str) -> dict[str, Path]:
     }
     if len(probe):
         files["copy_probe.csv"] = probe.to_csv(index=False, float_format="%.4f")
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    figure = save(difference_to_cpt(table), folder / "ablations.png")
-    return {**{name: folder / name for name in files}, "figure": figure}
+    paths = write_all(folder, files)
+    return paths | {"figure": save(difference_to_cpt(table), folder / "ablations.png")}

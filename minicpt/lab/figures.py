@@ -150,7 +150,7 @@ def loss_by_shots(results: Iterable[dict]) -> Figure:
 
     The paper's Figure 1. `results`: of one model, dataset and kind of labels, with `loss`; a mixture is refused.
     """
-    results = [result for result in results if result["config"]["shots"]]
+    results = [result for result in results if result["config"]["shots"] and "loss" in result]
     task = _one(_settings(results, "model", "dataset", "labels"))
     figure, (panel,) = panels_of(1, 1, 6.4, 4)
     for method, group in _by_method(results).items():

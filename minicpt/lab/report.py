@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import MiniCPTError
-from .store import export, write_atomically
+from .store import export, write_all
 from .tables import (
     OTHER,
     answers,
@@ -33,7 +33,7 @@ def write(
     """Write the tables of the results into the folder, each file whole or not at all; return the paths by name.
 
     table.csv and overall.csv hold raw accuracies, calibrated.csv the calibrated ones, cells.csv every cell
-    (`Store.refill` reads it), answers.csv how often each class was answered; table.md and table.tex are about `score`.
+    (`Store.refill` reads it), answers.csv how often each class was answered (raw); table.md and table.tex show `score`.
     overall.csv and its part of table.md need a complete set of ICL results, calibrated.csv calibrated accuracies,
     answers.csv scores.
     """
@@ -50,28 +50,22 @@ def write(
         for model, rows in overall(results, score=score).groupby("model"):
             sections.append(f"{model}:\n\n{pipes(*overall_rows(rows))}")
     if len(given):
-        tables["answers.csv"] = given
+        tables["answers.csv"] = answers(results)
     texts = {name: rows.to_csv(index=False, float_format="%.4f") for name, rows in tables.items()}
     texts["cells.csv"] = export(results)
     texts["table.md"] = to_markdown(table, heading, sections, given)
     texts["table.tex"] = to_latex(table)
-    folder = Path(folder)
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    return {name: folder / name for name in texts}
+    return write_all(Path(folder), texts)
 
 
 def to_text(table: pd.DataFrame) -> str:
     """The wide table for a terminal, the best of a block marked with <; the other score stands after the slash."""
+    other = table.columns[-1]
     parts = []
     for model, rows in table.groupby("model"):
-        cells = wide(rows, "{} <", rows.columns[-1]).droplevel("model")
-        cells = cells.apply(lambda column: column.str.ljust(column.str.len().max()))
-        lines = [model]
-        for line in cells.to_string(justify="left", line_width=120).splitlines():
-            lines += ["", line] if line[:1].isdigit() else [line]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        cells = wide(rows, "{} <", other).droplevel("model").to_string(line_width=120)
+        parts.append(f"{model}, accuracy in percent: {OTHER[other]} / {other}\n{cells}\n")
+    return "\n".join(parts)
 
 
 def to_markdown(

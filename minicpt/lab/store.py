@@ -39,6 +39,13 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def write_all(folder: Path, texts: dict[str, str]) -> dict[str, Path]:
+    """Write several files into a folder; return the paths by name."""
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return {name: folder / name for name in texts}
+
+
 class Store:
     """A folder of results, one JSON file a cell; `<key>.error.json` holds a failure and never counts as done."""
 
