@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from .data import TABLE_SHOTS, TASKS, load_task, make_split, manifest, real_specs
-from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base
+from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base, model_name
 from .engine.scores import LABEL_SCORES
 from .errors import MiniCPTError
 from .lab import executors
@@ -36,7 +36,8 @@ def table(args) -> int:
     if not results:
         print("No result at all.", *failures, sep="\n  ")
         return 1
-    title = f"Few-shot accuracy, {', '.join(args.model)}, {args.data} data"
+    names = ", ".join(map(model_name, args.model))  # what they are, not where they lie
+    title = f"Few-shot accuracy, {names}, {args.data} data"
     score = "calibrated" if args.calibrated else "raw"
     paths = report.write(results, out, title, score)
     print(report.to_text(tables.summary(results, score=score)))
@@ -116,7 +117,7 @@ def ablations(args) -> int:
     if left_out:
         print("Left out, because cells are missing:", ", ".join(left_out))
     shots = "/".join(map(str, args.shots))
-    title = f"Ablations of CPT, {model}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    title = f"Ablations of CPT, {model_name(model)}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
     paths = ab.write(results, args.out, title)
     print(paths["ablations.md"].read_text(encoding="utf-8"))
     if args.report:

@@ -81,8 +81,8 @@ def test_frame_is_one_row_a_result_in_reading_order(results):
         "data",
         "accuracy",
         "accuracy_calibrated",
-        "seconds",
         "split_sha256",
+        "seconds",
     ]
     assert len(table) == len(results) and list(table.dataset.unique()) == ["sst2", "trec"]
     assert list(table.method.unique()) == ["zero", "icl", "cpt"]
@@ -637,6 +637,9 @@ def test_overall_is_the_paired_difference_of_the_seeds_means():
     header, cells = tables.overall_rows(tables.overall(rows))
     assert header == ["method", "sst2", "trec", "mean", "minus ICL [95 %]"] and cells[1][-1] == ""
 
+    other = [{**row, "split_sha256": row["config"]["method"]} for row in rows]
+    with pytest.raises(MiniCPTError, match="saw another split than the others"):
+        tables.overall(other)
     incomplete = [
         row for row in rows if (row["config"]["method"], row["config"]["shots"]) != ("cpt", 4)
     ]

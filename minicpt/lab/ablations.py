@@ -99,10 +99,9 @@ def compare(results: Results) -> pd.DataFrame:
     """
     found = []
     for name, group in results.items():
-        for result in group:
-            place = [result["config"][key] for key in PLACE]
-            found.append([name, *place, 100 * result["accuracy"], result["split_sha256"]])
+        found += [{**result, **result["config"], "variant": name} for result in group]
     table = pd.DataFrame(found, columns=["variant", *PLACE, "accuracy", "split_sha256"])
+    table["accuracy"] *= 100
     check_splits(table, by="variant")
     by_task = table.groupby(["variant", "seed", "dataset"], sort=False).accuracy.mean().unstack()
     by_task = by_task[list(dict.fromkeys(table.dataset))]

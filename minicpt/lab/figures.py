@@ -29,7 +29,7 @@ def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
 
     `summary`: the rows of one model (tables.summary); several are refused.
     """
-    _one(summary[["model"]].to_dict("records"))
+    _one(summary[["model"]])
     datasets, methods = list(summary.dataset.unique()), _in_order(summary.method)
     columns = 3 if len(datasets) < 6 else 5  # the last place of the grid is the legend's
     width = 4 if columns == 3 else 3.4
@@ -62,7 +62,7 @@ def difference_to_icl(paired: pd.DataFrame) -> Figure:
 
     `paired`: the rows of one model (tables.paired); several are refused. A panel a dataset, a block a shot count.
     """
-    _one(paired[["model"]].to_dict("records"))
+    _one(paired[["model"]])
     datasets, methods = list(paired.dataset.unique()), _in_order(paired.method)
     shots = sorted(set(paired.shots))
     block = len(methods) + 1
@@ -212,15 +212,13 @@ def _by_method(results: Sequence[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def _settings(results: Sequence[dict], *keys: str) -> list[dict]:
-    return [{key: result["config"][key] for key in keys} for result in results]
+def _settings(results: Sequence[dict], *keys: str) -> pd.DataFrame:
+    return pd.DataFrame([result["config"] for result in results], columns=list(keys))
 
 
-def _one(rows: Sequence[dict]) -> dict:
+def _one(rows: pd.DataFrame) -> dict:
     """The only setting among the rows; several, or none, are refused."""
-    settings = {tuple(row.items()) for row in rows}
+    settings = rows.drop_duplicates().to_dict("records")
     if len(settings) != 1:
-        raise MiniCPTError(
-            f"A figure shows one setting, got {[dict(pairs) for pairs in sorted(settings)]}: filter first."
-        )
-    return dict(settings.pop())
+        raise MiniCPTError(f"A figure shows one setting, got {settings}: filter first.")
+    return settings[0]

@@ -25,7 +25,7 @@ LOG_SCORES = {"raw": "log_scores", "calibrated": "log_scores_calibrated"}
 
 
 def frame(results: Sequence[dict]) -> pd.DataFrame:
-    """One row a result: CELL, data, accuracy, accuracy_calibrated, seconds, split_sha256.
+    """One row a result: CELL, data, accuracy, accuracy_calibrated, split_sha256, seconds.
 
     Accuracies are fractions; seconds is fitting plus scoring. Refuses no result at all, and two results of the same
     cell (two learning rates, say): averaged as if they were two seeds they would narrow the interval.
@@ -34,11 +34,9 @@ def frame(results: Sequence[dict]) -> pd.DataFrame:
         raise MiniCPTError(
             "There are no results to tabulate: compute some cells first, or check the results folder."
         )
-    table = _places(results)
-    table["accuracy"] = [result["accuracy"] for result in results]
-    table["accuracy_calibrated"] = [result.get("accuracy_calibrated") for result in results]
+    table, measured = _places(results), ["accuracy", "accuracy_calibrated", "split_sha256"]
+    table[measured] = pd.DataFrame(results, columns=measured)
     table["seconds"] = [result["seconds"]["fit"] + result["seconds"]["score"] for result in results]
-    table["split_sha256"] = [result.get("split_sha256") for result in results]
     twice = table[table.duplicated(CELL)]
     if len(twice):
         raise MiniCPTError(
@@ -52,10 +50,8 @@ def frame(results: Sequence[dict]) -> pd.DataFrame:
 def _places(results: Sequence[dict]) -> pd.DataFrame:
     """CELL and data of every result. Models of one name and different weights are told apart by their fingerprints."""
     names = [*CELL, "data", "model_fingerprint"]
-    table = pd.DataFrame(
-        [[result["config"].get(n, "") for n in names] for result in results], columns=names
-    )
-    weights = table.pop("model_fingerprint")
+    table = pd.DataFrame([result["config"] for result in results], columns=names)
+    weights = table.pop("model_fingerprint").fillna("").astype(str)
     several = weights.groupby(table.model).transform("nunique") > 1
     table["model"] = table.model.mask(several, table.model + " (" + weights.str[:8] + ")")
     return table
@@ -139,10 +135,12 @@ def overall(results: Sequence[dict], baseline: str = "icl", score: str = "raw") 
     Columns: model, method, a column a dataset (mean over shots and seeds), mean, difference, ci_low, ci_high, n. The
     difference is taken within a seed after averaging shots, then datasets; its 95 % interval is over n seeds: those
     that the baseline has for every dataset. `mean` and `difference` are over the datasets without * where there are
-    any. Methods that lack a cell the baseline has are left out; zero-shot stands for every number of shots.
+    any. Methods that lack a cell the baseline has are left out; zero-shot stands for every number of shots. Refuses two
+    splits for one seed, and results without a complete set of the baseline's.
     """
-    rows = []
-    for model, cells in _starred(frame(results)).groupby("model"):
+    table, rows = frame(results), []
+    check_splits(table)
+    for model, cells in _starred(table).groupby("model"):
         seeds = shared_seeds(cells, baseline)
         if not seeds:
             raise MiniCPTError(
