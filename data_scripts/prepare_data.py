@@ -10,8 +10,8 @@ tables draw from them. What is there already is not fetched again; a file is wri
 """
 
 import argparse
+import io
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from minicpt.data import ASSETS, Task, load_real_task, load_table, real_specs, split_hashes
 from minicpt.errors import MiniCPTError
 from minicpt.lab.store import write_atomically
+from minicpt.lab.tables import pipes
 
 FROZEN = ASSETS / "real_splits.json"
 
@@ -30,13 +31,9 @@ def fetch(spec: dict, out: Path, from_dir: Path | None) -> None:
         if file.is_file():
             continue
         table = load_table(spec, split, from_dir)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            table.to_json(temporary, force_ascii=False)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        rows = io.BytesIO()
+        table.to_json(rows, force_ascii=False)
+        write_atomically(file, rows.getvalue().decode("utf-8"))
 
 
 def card(name: str, spec: dict, task: Task) -> str:
@@ -72,13 +69,12 @@ def card(name: str, spec: dict, task: Task) -> str:
     lines += [
         f"**Label order.** Numbers of the column `{spec['label_column']}`. {spec.get('note', '')}".rstrip(),
         "",
-        "| number | class | label word | train | test |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {i} | {label} | {word} | {counts['train'][label]} | {counts['test'][label]} |"
+    rows = [
+        (i, label, word, counts["train"][label], counts["test"][label])
         for i, (label, word) in enumerate(spec["verbalizers"].items())
     ]
+    lines.append(pipes(["number", "class", "label word", "train", "test"], rows))
     return "\n".join([*lines, "", f"**Rows' hash.** `{task.sha256}`", ""])
 
 

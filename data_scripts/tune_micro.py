@@ -20,8 +20,10 @@ from minicpt.lab.executors import run_grid
 from minicpt.lab.store import Store, write_atomically
 from minicpt.methods.registry import METHODS, hyperparameters
 
-SEEDS, SHOTS = range(100, 103), (2, 6)
-PROMPT_LR, CONTEXT_LR = (0.01, 0.03, 0.1, 0.3), (0.003, 0.01, 0.03, 0.1)
+TUNING_SEEDS = range(100, 103)
+TUNING_SHOTS = (2, 6)
+PROMPT_LR = (0.01, 0.03, 0.1, 0.3)
+CONTEXT_LR = (0.003, 0.01, 0.03, 0.1)
 GRIDS = {
     "pt": {"lr": PROMPT_LR, "init": ("SAMPLE_VOCAB", "RANDOM")},
     "ipt": {"lr": PROMPT_LR, "init": ("SAMPLE_VOCAB", "RANDOM")},
@@ -59,18 +61,13 @@ def main() -> None:
     args = parser.parse_args()
 
     # full settings, so that a cell's name does not depend on what was chosen before
-    tried = [(m, {**hyperparameters(m), **s}) for m in args.methods for s in settings(m)]
-    cells = [
-        (method, setting, cell)
-        for method, setting in tried
-        for cell in grid(
-            methods=[method],
-            shots=SHOTS,
-            seeds=SEEDS,
-            n_test=100,
-            hp=tuple(sorted(setting.items())),
-        )
-    ]
+    cells = []
+    for method in args.methods:
+        for setting in settings(method):
+            setting = {**hyperparameters(method), **setting}
+            options = {"n_test": 100, "hp": tuple(sorted(setting.items()))}
+            tried = grid(methods=[method], shots=TUNING_SHOTS, seeds=TUNING_SEEDS, **options)
+            cells += [(method, setting, cell) for cell in tried]
     store = Store(args.out)
     failures = run_grid([cell for *_, cell in cells], store, args.workers)
     if failures:
@@ -84,26 +81,24 @@ def main() -> None:
 
     path = ASSETS / "hyperparameters.json"
     chosen = json.loads(path.read_text(encoding="utf-8"))
-    micro = {
-        **chosen["micro"],
-        **{method: json.loads(means[method].idxmax()) for method in args.methods},
-    }
-    micro |= {method: {**micro["cpt"], **change} for method, change in FOLLOW_CPT.items()}
+    winners = {method: json.loads(means[method].idxmax()) for method in args.methods}
+    micro = {**chosen["micro"], **winners}
+    for method, change in FOLLOW_CPT.items():
+        micro[method] = {**micro["cpt"], **change}
+    first, last = TUNING_SEEDS[0], TUNING_SEEDS[-1]
     how = (
-        f"Chosen by data_scripts/tune_micro.py: eight settings a method, mean accuracy over five tasks, shots {SHOTS}, "
-        f"seeds {SEEDS[0]}-{SEEDS[-1]} (no table uses them), 100 queries. {', '.join(FOLLOW_CPT)} take CPT's values."
+        f"Chosen by data_scripts/tune_micro.py: eight settings a method, mean accuracy over five tasks, shots "
+        f"{TUNING_SHOTS}, seeds {first}-{last} (no table uses them), 100 queries. {', '.join(FOLLOW_CPT)} take CPT's "
+        "values."
     )
-    knobs = {m: [*GRIDS[m]] for m in GRIDS}
-    chosen["micro_tuning"] |= {
-        m: [
-            {**{k: json.loads(s)[k] for k in knobs[m]}, "accuracy": round(a, 4)}
-            for s, a in means[m].items()
-        ]
-        for m in args.methods
-    }
+    for method in args.methods:
+        trials = []
+        for setting, accuracy in means[method].items():
+            knobs = {name: json.loads(setting)[name] for name in GRIDS[method]}
+            trials.append({**knobs, "accuracy": round(accuracy, 4)})
+        chosen["micro_tuning"][method] = trials
     chosen["micro"] = {"how": how, **{m: micro[m] for m in METHODS if m in micro}}
-    text = json.dumps(chosen, indent=1)
-    write_atomically(path, text + "\n")
+    write_atomically(path, json.dumps(chosen, indent=1) + "\n")
     print(f"{path} written.")
 
 

@@ -2,18 +2,16 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from .data import TASKS, load_task, make_split, manifest, real_specs
-from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base
+from .data import TABLE_SHOTS, TASKS, load_task, make_split, manifest, real_specs
+from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base, model_name
 from .engine.scores import LABEL_SCORES
 from .errors import MiniCPTError
 from .lab import executors
-from .lab.cells import SHOTS, TABLE_METHODS, Cell, grid, run_cell
+from .lab.cells import TABLE_METHODS, Cell, grid, run_cell
 from .lab.store import Store
 from .methods.fit import fit
 from .methods.registry import METHODS
@@ -23,30 +21,32 @@ def table(args) -> int:
     """Fill the store with the few-shot table, then write table, figures and report."""
     import pandas as pd
 
-    from .lab import tables
+    from .lab import report, tables
 
-    cells = [
-        cell
-        for model in args.model
-        for cell in grid(
-            args.datasets, args.methods, args.shots, _seeds(args), model=model, **_options(args)
-        )
-    ]
-    store = Store(args.out)
+    cells = []
+    for model in args.model:
+        options = {"model": model, **_options(args)}
+        cells += grid(args.datasets, args.methods, args.shots, _seeds(args), **options)
+    store, out = Store(args.out), Path(args.out)
+    if args.refill:
+        taken = store.refill(args.refill, cells)
+        print(f"{taken} cells taken from {args.refill}.")
     failures = _fill(store, cells, args)
-    results = [result for cell in cells if (result := store.get(cell))]
+    results = [result for result in map(store.get, cells) if result]
     if not results:
         print("No result at all.", *failures, sep="\n  ")
         return 1
-    title = f"Few-shot accuracy, {', '.join(args.model)}, {args.data} data"
-    paths = tables.write(results, Path(args.out), title, [])
-    print(tables.to_text(tables.summary(results)))
+    names = ", ".join(map(model_name, args.model))  # what they are, not where they lie
+    title = f"Few-shot accuracy, {names}, {args.data} data"
+    score = "calibrated" if args.calibrated else "raw"
+    paths = report.write(results, out, title, score)
+    print(report.to_text(tables.summary(results, score=score)))
     if "overall.csv" in paths:
-        for model, means in tables.overall(results).groupby("model"):
+        for model, means in tables.overall(results, score=score).groupby("model"):
             header, rows = tables.overall_rows(means)
             print(f"{model}\n{pd.DataFrame(rows, columns=header).to_string(index=False)}\n")
     if args.report:
-        paths |= report(Path(args.out), title)
+        paths |= report.run_notebook(out, title)
     print(*paths.values(), sep="\n")
     return 1 if failures else 0
 
@@ -57,18 +57,7 @@ def _seeds(args) -> range:
 
 def _options(args) -> dict:
     """What all cells of a command have in common."""
-    names = (
-        "data",
-        "data_dir",
-        "labels",
-        "n_test",
-        "per_class",
-        "label_score",
-        "max_length",
-        "dtype",
-        "device",
-    )
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in CELL_OPTIONS}
 
 
 def _fill(store: Store, cells: list[Cell], args) -> list[str]:
@@ -76,10 +65,9 @@ def _fill(store: Store, cells: list[Cell], args) -> list[str]:
     if args.dry_run:
         print(executors.plan(cells, store, len(args.gpus) or args.workers))
         raise SystemExit(0)
-    missing = sum(store.get(cell) is None for cell in cells)
-    print(
-        f"{len(cells)} cells, {len(cells) - missing} already in {args.out}, {missing} to compute."
-    )
+    missing = len(executors.missing_cells(cells, store))
+    there = len(cells) - missing
+    print(f"{len(cells)} cells, {there} already in {args.out}, {missing} to compute.")
     started = time.perf_counter()
     try:
         failures = executors.run_grid(cells, store, args.workers, args.gpus, _slurm(args))
@@ -91,11 +79,8 @@ def _fill(store: Store, cells: list[Cell], args) -> list[str]:
     else:
         print("Nothing to compute: every cell is in the store.")
     if failures:
-        print(
-            f"{len(failures)} cells failed (see *.error.json in {args.out}):",
-            *failures[:5],
-            sep="\n  ",
-        )
+        said = f"{len(failures)} cells failed (see *.error.json in {args.out}):"
+        print(said, *failures[:5], sep="\n  ")
     return failures
 
 
@@ -103,69 +88,21 @@ def _slurm(args) -> dict | None:
     """Parameters for submitit, None for another executor."""
     if args.executor == "local":
         return None
-    pairs = [option.partition("=") for option in args.slurm]
-    wrong = [name for name, equals, _ in pairs if not equals]
-    if wrong:
-        raise MiniCPTError(
-            f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {wrong[0]!r}."
-        )
-    given = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
-    return {"timeout_min": args.time_limit, **given}
-
-
-def report(out: Path, title: str, *also: str) -> dict[str, Path]:
-    """Execute notebooks/11_reproduce_tables.ipynb on the store: report.ipynb, report.html and the figures.
-
-    `also` names further parameters of the notebook that take the folder.
-    """
-    root = Path(__file__).resolve().parent.parent
-    notebook = root / "notebooks" / "11_reproduce_tables.ipynb"
-    if not notebook.exists():
-        raise MiniCPTError(
-            f"{notebook} is missing: the report needs the repository, run the command from a checkout."
-        )
-    paths = {"report": out / "report.ipynb", "html": out / "report.html"}
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    folders = [part for name in ("store", *also) for part in ("-r", name, str(out.resolve()))]
-    parameters = [*folders, "-r", "title", title]
-    quiet = ["--log-level", "ERROR"]
-    commands = [
-        [
-            "papermill",
-            str(notebook),
-            str(paths["report"]),
-            *parameters,
-            "-k",
-            "python3",
-            "--no-progress-bar",
-            *quiet,
-        ],
-        # the classic template keeps the figures' descriptions
-        [
-            "nbconvert",
-            "--to",
-            "html",
-            "--template",
-            "classic",
-            "--no-input",
-            *quiet,
-            str(paths["report"]),
-        ],
-    ]
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", *command], env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
+    given = {"timeout_min": args.time_limit}
+    for option in args.slurm:
+        name, equals, value = option.partition("=")
+        if not equals:
             raise MiniCPTError(
-                f"{command[0]} failed on {notebook.name}; the results are kept. It said:\n{done.stderr}"
+                f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {name!r}."
             )
-    return paths | {figure.name: figure for figure in sorted(out.glob("*.png"))}
+        given[name] = int(value) if value.isdigit() else value
+    return given
 
 
 def ablations(args) -> int:
     """Fill the store with CPT's ablations, then write the comparison with plain CPT, its figure and a reading."""
     from .lab import ablations as ab
+    from .lab.report import run_notebook
 
     if len(args.model) > 1:
         raise MiniCPTError(
@@ -173,17 +110,18 @@ def ablations(args) -> int:
         )
     seeds, store, model = _seeds(args), Store(args.out), args.model[0]
     groups = ab.grid(args.variants, args.datasets, args.shots, seeds, model=model, **_options(args))
-    failures = _fill(
-        store, list(dict.fromkeys(cell for group in groups.values() for cell in group)), args
-    )
+    cells = dict.fromkeys(cell for group in groups.values() for cell in group)
+    failures = _fill(store, list(cells), args)
     results = ab.collect(groups, store)
-    if left_out := sorted(groups.keys() - results.keys()):
+    left_out = sorted(groups.keys() - results.keys())
+    if left_out:
         print("Left out, because cells are missing:", ", ".join(left_out))
-    title = f"Ablations of CPT, {model}, {'/'.join(map(str, args.shots))} shots, seeds {seeds[0]} to {seeds[-1]}"
+    shots = "/".join(map(str, args.shots))
+    title = f"Ablations of CPT, {model_name(model)}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
     paths = ab.write(results, args.out, title)
     print(paths["ablations.md"].read_text(encoding="utf-8"))
     if args.report:
-        paths |= report(Path(args.out), title, "ablations")
+        paths |= run_notebook(Path(args.out), title, "ablations")
     print(*paths.values(), sep="\n")
     return 1 if failures else 0
 
@@ -196,9 +134,8 @@ def cell(args) -> int:
         raise MiniCPTError(
             f"--hp must be a JSON object like '{{\"lr\": 0.01}}', got {args.hp!r}."
         ) from error
-    one = Cell(
-        args.dataset, args.method, args.shots, args.seed, model=args.model, hp=hp, **_options(args)
-    )
+    place = args.dataset, args.method, args.shots, args.seed
+    one = Cell(*place, model=args.model, hp=hp, **_options(args))
     result = run_cell(one)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
@@ -244,17 +181,8 @@ def check_install(args) -> int:
     """Versions, device, one forward pass and one CPT step, in less than half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    for package in (
-        "torch",
-        "transformers",
-        "peft",
-        "datasets",
-        "jupyterlab",
-        "matplotlib",
-        "papermill",
-        "nbval",
-        "pytest",
-    ):
+    needed = "torch transformers peft datasets jupyterlab matplotlib papermill nbval pytest"
+    for package in needed.split():
         try:
             print(f"{package:13} {version(package)}")
         except PackageNotFoundError:
@@ -263,9 +191,8 @@ def check_install(args) -> int:
     base, split = load_base(), make_split(load_task("trec"), 4, seed=0, n_test=4)
     print(f"{'device':13} {base.device}")
     loss = fit("cpt", base, split, {"epochs": 1}).history[0]
-    print(
-        f"{'one CPT step':13} loss {loss:.3f}\nAll is well. Next: `make lab`, or `make reproduce`."
-    )
+    print(f"{'one CPT step':13} loss {loss:.3f}")
+    print("All is well. Next: `make lab`, or `make reproduce`.")
     return 0
 
 
@@ -273,171 +200,100 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
+def option(help: str, **settings) -> dict:
+    return {"help": help, **settings}
+
+
+# name -> what argparse needs to know; --data-dir is data_dir
+CELL_OPTIONS = {
+    "data": option("embedded or real tasks [micro]", default="micro", choices=("micro", "real")),
+    "data_dir": option("folder of real data in the hub's schema [$MINICPT_DATA, else the hub]"),
+    "labels": option(
+        "label words [the task's]", default="", choices=("", "canonical", "arbitrary")
+    ),
+    "n_test": option("queries per cell [200]", type=int, default=200),
+    "per_class": option("count shots per class, not in total", action="store_true"),
+    "label_score": option(
+        "over the label's tokens [%(default)s]", default=Cell.label_score, choices=LABEL_SCORES
+    ),
+    "bos": option(
+        "begin prompts as the tokenizer does by default [on]",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+    ),
+    "max_length": option("longest prompt in tokens [the model's limit]", type=int),
+    "dtype": option("of the weights [auto: as stored]", default="auto", choices=DTYPES),
+    "device": option("auto spreads a model over devices [the best there is]", choices=DEVICES),
+}
+MANY = {"nargs": "+"}
+SWEEP_OPTIONS = {
+    **CELL_OPTIONS,
+    "model": option("micro, local folders, or hub names [micro]", default=["micro"], **MANY),
+    "datasets": option(
+        f"{' '.join(TASKS)}, or a .json file of yours", default=TASKS, metavar="TASK", **MANY
+    ),
+    "first_seed": option("seeds from here upwards [0]", type=int, default=0),
+    "workers": option("processes of one thread, or jobs [1: in this process]", type=int, default=1),
+    "gpus": option("a process per GPU, which sees no other", type=_listed, default=()),
+    "executor": option("slurm: an array of jobs", default="local", choices=("local", "slurm")),
+    "time_limit": option("minutes of a job, which requeues itself [60]", type=int, default=60),
+    "slurm": option("submitit: slurm_partition=gpu …", default=[], metavar="NAME=VALUE", **MANY),
+    "dry_run": option("print cells, what is done, the rest's time; stop", action="store_true"),
+    "report": option("run the report notebook, too (.ipynb, .html, figures)", action="store_true"),
+}
+
+
+def sweep(shots: tuple[int, ...], seeds: int, out: str) -> dict:
+    listed = f"examples in the context [{' '.join(map(str, shots))}]"
+    return {
+        **SWEEP_OPTIONS,
+        "shots": option(listed, type=int, default=shots, metavar="K", **MANY),
+        "seeds": option(f"number of seeds [{seeds}]", type=int, default=seeds),
+        "out": option(f"folder of results, tables and report [{out}]", default=out),
+    }
+
+
+HP = 'other hyper-parameters as JSON, e.g. \'{"lr": 0.01, "epsilon": 0.3}\''
+COMMANDS = {
+    table: {
+        **sweep(TABLE_SHOTS, 5, "results/few_shot"),
+        "methods": option(" ".join(METHODS), default=TABLE_METHODS, metavar="METHOD", **MANY),
+        "calibrated": option("the headline is calibrated accuracy [raw]", action="store_true"),
+        "refill": option("take cells from the cells.csv of another run", metavar="FILE"),
+    },
+    ablations: {
+        **sweep((4,), 10, "results/ablations"),
+        "variants": option("[all; a wrong name lists them]", default=(), metavar="NAME", **MANY),
+    },
+    cell: {
+        **CELL_OPTIONS,
+        "model": option("micro, a local folder, or a hub name [micro]", default="micro"),
+        "dataset": option("a task's name or your .json file [trec]", default="trec"),
+        "method": option(f"{' '.join(METHODS)} [cpt]", default="cpt"),
+        "shots": option("[4]", type=int, default=4, metavar="K"),
+        "seed": option("[0]", type=int, default=0),
+        "hp": option(HP, default="{}"),
+        "json": option("print the whole result as JSON", action="store_true"),
+    },
+    tasks: {
+        "manifest": option("print the splits' hashes (assets/splits.json)", action="store_true"),
+    },
+    models: {},
+    check_install: {},
+}
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m minicpt", description="Context-aware Prompt Tuning: few-shot tables."
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--data", default="micro", choices=("micro", "real"), help="embedded or real tasks [micro]"
-    )
-    common.add_argument(
-        "--data-dir", help="folder of real data in the hub's schema [$MINICPT_DATA, else the hub]"
-    )
-    common.add_argument(
-        "--labels",
-        default="",
-        choices=("", "canonical", "arbitrary"),
-        help="label words [the task's]",
-    )
-    common.add_argument("--n-test", type=int, default=200, help="queries per cell [200]")
-    common.add_argument(
-        "--per-class", action="store_true", help="count shots per class, not in total"
-    )
-    common.add_argument(
-        "--label-score", default="mean", choices=LABEL_SCORES, help="over the label's tokens [mean]"
-    )
-    common.add_argument(
-        "--max-length", type=int, help="longest prompt in tokens [the model's limit]"
-    )
-    common.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="of the weights [auto: as stored]"
-    )
-    common.add_argument(
-        "--device", choices=DEVICES, help="auto spreads a model over devices [the best there is]"
-    )
-
-    sweep = argparse.ArgumentParser(add_help=False, parents=[common])
-    sweep.add_argument(
-        "--model", nargs="+", default=["micro"], help="micro, local folders, or hub names [micro]"
-    )
-    sweep.add_argument(
-        "--datasets",
-        nargs="+",
-        default=TASKS,
-        metavar="TASK",
-        help=f"{' '.join(TASKS)}, or a .json file of yours",
-    )
-    sweep.add_argument("--first-seed", type=int, default=0, help="seeds from here upwards [0]")
-    sweep.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="processes of one thread, or jobs [1: in this process]",
-    )
-    sweep.add_argument(
-        "--gpus",
-        type=_listed,
-        default=(),
-        metavar="0,1",
-        help="a process per GPU, which sees no other",
-    )
-    sweep.add_argument(
-        "--executor", default="local", choices=("local", "slurm"), help="slurm: an array of jobs"
-    )
-    sweep.add_argument(
-        "--time-limit",
-        type=int,
-        default=60,
-        metavar="MIN",
-        help="of a job, which requeues itself [60]",
-    )
-    sweep.add_argument(
-        "--slurm",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="submitit: slurm_partition=gpu …",
-    )
-    sweep.add_argument(
-        "--dry-run", action="store_true", help="print cells, what is done, the rest's time; stop"
-    )
-    sweep.add_argument(
-        "--report",
-        action="store_true",
-        help="run the report notebook, too (.ipynb, .html, figures)",
-    )
-
-    p = commands.add_parser(
-        "table",
-        parents=[sweep],
-        description=table.__doc__,
-        help="the few-shot table (what `make reproduce` runs)",
-    )
-    p.add_argument(
-        "--methods", nargs="+", default=TABLE_METHODS, metavar="METHOD", help=" ".join(METHODS)
-    )
-    p.add_argument(
-        "--shots",
-        nargs="+",
-        type=int,
-        default=SHOTS,
-        metavar="K",
-        help="examples in the context [2 4 6]",
-    )
-    p.add_argument("--seeds", type=int, default=5, help="number of seeds [5]")
-    p.add_argument(
-        "--out",
-        default="results/few_shot",
-        help="folder of results, table and report [results/few_shot]",
-    )
-    p.set_defaults(run=table)
-
-    p = commands.add_parser(
-        "ablations",
-        parents=[sweep],
-        help="CPT with one decision changed at a time",
-        description=ablations.__doc__,
-    )
-    p.add_argument(
-        "--variants", nargs="+", default=(), metavar="NAME", help="[all; a wrong name lists them]"
-    )
-    p.add_argument(
-        "--shots",
-        nargs="+",
-        type=int,
-        default=(4,),
-        metavar="K",
-        help="examples in the context [4]",
-    )
-    p.add_argument("--seeds", type=int, default=10, help="number of seeds [10]")
-    p.add_argument(
-        "--out",
-        default="results/ablations",
-        help="folder of results and tables [results/ablations]",
-    )
-    p.set_defaults(run=ablations)
-
-    p = commands.add_parser(
-        "cell", parents=[common], help="one method on one split", description=cell.__doc__
-    )
-    p.add_argument(
-        "--model", default="micro", help="micro (embedded), a local folder, or a hub name [micro]"
-    )
-    p.add_argument(
-        "--dataset", default="trec", metavar="TASK", help="a task's name or your .json file [trec]"
-    )
-    p.add_argument("--method", default="cpt", help=f"{' '.join(METHODS)} [cpt]")
-    p.add_argument("--shots", type=int, default=4, metavar="K", help="[4]")
-    p.add_argument("--seed", type=int, default=0, help="[0]")
-    p.add_argument(
-        "--hp",
-        default="{}",
-        help='other hyper-parameters as JSON, e.g. \'{"lr": 0.01, "epsilon": 0.3}\'',
-    )
-    p.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    p.set_defaults(run=cell)
-
-    for name, run in (("tasks", tasks), ("models", models), ("check-install", check_install)):
-        p = commands.add_parser(name, help=run.__doc__.split(".")[0], description=run.__doc__)
-        p.set_defaults(run=run)
-        if run is tasks:
-            p.add_argument(
-                "--manifest",
-                action="store_true",
-                help="print the splits' hashes (minicpt/assets/splits.json)",
-            )
+    for run, options in COMMANDS.items():
+        about = {"help": run.__doc__.split(".")[0], "description": run.__doc__}
+        command = commands.add_parser(run.__name__.replace("_", "-"), **about)
+        command.set_defaults(run=run)
+        for name, settings in options.items():
+            command.add_argument("--" + name.replace("_", "-"), **settings)
     return main
 
 
@@ -449,10 +305,8 @@ def main() -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # no permission, disk full: what is stored stays whole
-        print(
-            f"Error: {error}. Choose another --out, or make room; finished cells are kept.",
-            file=sys.stderr,
-        )
+        remedy = "Choose another --out, or make room; finished cells are kept."
+        print(f"Error: {error}. {remedy}", file=sys.stderr)
         return 2
 
 

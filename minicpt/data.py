@@ -11,7 +11,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from string import Formatter
 
@@ -20,6 +20,9 @@ from .errors import MiniCPTError, unknown
 
 ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
+TABLE_SHOTS = (2, 4, 6)
+OPTIONAL = ("title", "instruction", "arbitrary_labels", "default_labels")  # in a task's file
+KINDS = ("canonical", "arbitrary")  # of label words
 Row = tuple[str, str]  # text, class name
 
 
@@ -28,60 +31,53 @@ class Task:
     """A classification task: rows of (text, class), a label word per class, template pools."""
 
     name: str
-    title: str
     train: list[Row]
     test: list[Row]
     verbalizers: dict[str, str]  # class -> label word(s)
     templates: list[Template]
-    instruction: str  # {labels} stands for the label words
+    title: str = ""
+    instruction: str = ""  # {labels} stands for the label words
     arbitrary_labels: list[str] = field(default_factory=list)
     default_labels: str = "canonical"
     sha256: str = ""
 
 
-def _build(spec: dict, train: list[Row], test: list[Row]) -> Task:
-    """Check rows against the verbalizers and put a task together."""
-    verbalizers = spec["verbalizers"]
-    for where, rows in (("train", train), ("test", test)):
-        for i, (text, label) in enumerate(rows):
+def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
+    """Check the rows of train and test against the verbalizers and put a task together."""
+    name, verbalizers = spec["name"], spec["verbalizers"]
+    for where, rows in splits.items():
+        for i, (text, label) in enumerate(rows, 1):
             if not text.strip():
-                raise MiniCPTError(
-                    f"{spec['name']}: {where} row {i + 1} has an empty text; remove the row."
-                )
+                raise MiniCPTError(f"{name}: {where} row {i} has an empty text; remove the row.")
             if label not in verbalizers:
                 raise MiniCPTError(
-                    f"{spec['name']}, {where} row {i + 1}: {unknown('label', label, verbalizers)}"
+                    f"{name}, {where} row {i}: {unknown('label', label, verbalizers)}"
                 )
-    if twice := [word for word, n in Counter(verbalizers.values()).items() if n > 1]:
-        raise MiniCPTError(
-            f"{spec['name']}: two classes share the label word {twice[0]!r}; give each its own."
-        )
-    kinds = ("canonical", "arbitrary") if spec.get("arbitrary_labels") else ("canonical",)
-    if (kind := spec.get("default_labels", "canonical")) not in kinds:
+    word, count = Counter(verbalizers.values()).most_common(1)[0]
+    if count > 1:
+        raise MiniCPTError(f"{name}: two classes share the label word {word!r}; give each its own.")
+    kind = spec.get("default_labels", "canonical")
+    kinds = KINDS if spec.get("arbitrary_labels") else KINDS[:1]
+    if kind not in kinds:
         raise unknown('"default_labels"', kind, kinds)
     parts = ("input", "output", "intra", "inter")
-    if missing := set(parts) - set(spec["templates"]):
+    missing = sorted(set(parts) - set(spec["templates"]))
+    if missing:
         raise MiniCPTError(
-            f'"templates" lacks {sorted(missing)}; each is a list of strings, see the README.'
+            f'"templates" lacks {missing}; each is a list of strings, see the README.'
         )
-    templates = [
-        Template(*chosen) for chosen in product(*(spec["templates"][part] for part in parts))
-    ]
-    sha256 = hashlib.sha256(
-        "\n".join(f"{text}\t{label}" for text, label in train + test).encode()
-    ).hexdigest()[:16]
+    pools = [spec["templates"][part] for part in parts]
+    templates = [Template(*chosen) for chosen in product(*pools)]
+    lines = [f"{text}\t{label}" for text, label in splits["train"] + splits["test"]]
+    sha256 = _sha256("\n".join(lines).encode())[:16]
+    optional = {"title": name} | {key: spec[key] for key in OPTIONAL if key in spec}
     return Task(
-        spec["name"],
-        spec.get("title", spec["name"]),
-        train,
-        test,
-        verbalizers,
-        templates,
-        spec.get("instruction", ""),
-        spec.get("arbitrary_labels", []),
-        kind,
-        sha256,
+        name, **splits, verbalizers=verbalizers, templates=templates, sha256=sha256, **optional
     )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_task_file(path: str | Path) -> Task:
@@ -93,11 +89,6 @@ def load_task_file(path: str | Path) -> Task:
     rows_path = path.with_suffix(".jsonl")
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("name", "verbalizers", "templates"):
-            if key not in spec:
-                raise MiniCPTError(
-                    f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates."
-                )
         content = rows_path.read_bytes()
     except FileNotFoundError as error:
         raise MiniCPTError(
@@ -105,7 +96,13 @@ def load_task_file(path: str | Path) -> Task:
         ) from error
     except json.JSONDecodeError as error:
         raise MiniCPTError(f"{path} is not valid JSON: {error}.") from error
-    if spec.get("sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
+    for key in ("name", "verbalizers", "templates"):
+        if key not in spec:
+            raise MiniCPTError(
+                f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates."
+            )
+    digest = _sha256(content)
+    if spec.get("sha256", digest) != digest:
         raise MiniCPTError(
             f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.'
         )
@@ -119,7 +116,7 @@ def load_task_file(path: str | Path) -> Task:
                 f"{rows_path}, line {number}: {error!r}. Each line is an object like "
                 '{"text": "...", "label": "...", "split": "train"} with split train or test.'
             ) from error
-    return _build(spec, splits["train"], splits["test"])
+    return _build(spec, splits)
 
 
 def real_specs() -> dict[str, dict]:
@@ -138,12 +135,13 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
     spec = specs[name]
     # the TREC trap: label numbers mean the hub's order of classes, which is the order of the verbalizers here
     named = dict(enumerate(spec["verbalizers"]))
-    rows = {}
-    for split in ("train", "test"):
-        table = load_table(spec, split, data_dir)
-        pairs = [(spec["text"].format(**row).strip(), row[spec["label_column"]]) for row in table]
-        rows[split] = [(text, named.get(label, f"label {label}")) for text, label in pairs if text]
-    return _build({**spec, "name": name}, rows["train"], rows["test"])
+    splits: dict[str, list[Row]] = {"train": [], "test": []}
+    for split, rows in splits.items():
+        for row in load_table(spec, split, data_dir):
+            text, label = spec["text"].format(**row).strip(), row[spec["label_column"]]
+            if text:
+                rows.append((text, named.get(label, f"label {label}")))
+    return _build({**spec, "name": name}, splits)
 
 
 def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
@@ -151,7 +149,8 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
     import datasets
 
     datasets.disable_progress_bars()
-    if data_dir := data_dir or os.environ.get("MINICPT_DATA"):
+    data_dir = data_dir or os.environ.get("MINICPT_DATA")
+    if data_dir:
         file = Path(data_dir).expanduser() / spec["folder"] / f"{split}.jsonl"
         if not file.is_file():
             raise MiniCPTError(
@@ -180,14 +179,13 @@ def _load_hub(spec: dict, split: str):
     """One split from the hub; where the data set's main revision holds a script, from its parquet revision."""
     import datasets
 
-    hub_split = spec["splits"][split]
+    place = spec["hub"], spec.get("config")
+    options = {"split": spec["splits"][split]}
     try:
         try:
-            return datasets.load_dataset(spec["hub"], spec.get("config"), split=hub_split)
+            return datasets.load_dataset(*place, **options)
         except RuntimeError:  # "Dataset scripts are no longer supported"
-            return datasets.load_dataset(
-                spec["hub"], spec.get("config"), split=hub_split, revision="refs/convert/parquet"
-            )
+            return datasets.load_dataset(*place, **options, revision="refs/convert/parquet")
     except (OSError, ValueError) as error:
         raise MiniCPTError(
             f"Cannot load {spec['hub']} from the hub: {str(error).splitlines()[0]} Without a network, give a folder in "
@@ -200,9 +198,7 @@ def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None
     """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
     if name.endswith(".json"):
         return load_task_file(name)
-    if (
-        data == "real" and name != "set_cls"
-    ):  # no data set: it is generated, for every model the same
+    if data == "real" and name != "set_cls":  # which is generated, for every model the same
         return load_real_task(name, data_dir)
     if data not in ("micro", "real"):
         raise unknown("data", data, ("micro", "real"))
@@ -233,14 +229,9 @@ class Split:
     @property
     def sha256(self) -> str:
         """Hash of everything in the split: two runs with one hash saw the same rows in the same order."""
-        content = [
-            self.shots,
-            self.queries,
-            self.verbalizers,
-            vars(self.template),
-            self.instruction,
-        ]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+        template = vars(self.template)
+        content = [self.shots, self.queries, self.verbalizers, template, self.instruction]
+        return _sha256(json.dumps(content, ensure_ascii=False).encode())[:16]
 
 
 def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) -> list[int]:
@@ -259,7 +250,8 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     generator.shuffle(order)
     for rows in by_class.values():
         generator.shuffle(rows)
-    if per_class and (small := {c: len(by_class[c]) for c in order if len(by_class[c]) < k}):
+    small = {c: len(by_class[c]) for c in order if len(by_class[c]) < k}
+    if per_class and small:
         raise MiniCPTError(
             f"Cannot draw {k} shots of each class: too few rows in {small}. Use fewer shots."
         )
@@ -268,10 +260,9 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
             f"Cannot draw {k} shots from {len(labels)} training rows. Use fewer shots or more rows."
         )
     # each round takes the next row of every class that has one: distinct classes first
-    rounds = zip_longest(*(by_class[c] for c in order))
-    chosen = [i for one_round in rounds for i in one_round if i is not None][
-        : k * len(order) if per_class else k
-    ]
+    rounds = chain.from_iterable(zip_longest(*(by_class[c] for c in order)))
+    chosen = [i for i in rounds if i is not None]
+    del chosen[k * len(order) if per_class else k :]
     random.Random(f"order {seed} {k}").shuffle(chosen)
     return chosen
 
@@ -281,7 +272,7 @@ def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
     if kind == "canonical":
         return dict(task.verbalizers)
     if kind != "arbitrary":
-        raise unknown("label kind", kind, ("canonical", "arbitrary"))
+        raise unknown("label kind", kind, KINDS)
     if len(task.arbitrary_labels) < len(task.verbalizers):
         raise MiniCPTError(
             f"{task.name} lists {len(task.arbitrary_labels)} arbitrary labels, it needs one per class."
@@ -291,12 +282,7 @@ def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
 
 
 def make_split(
-    task: Task,
-    shots: int,
-    seed: int,
-    n_test: int = 200,
-    labels: str | None = None,
-    per_class: bool = False,
+    task: Task, shots: int, seed: int, n_test: int = 200, labels: str = "", per_class: bool = False
 ) -> Split:
     """Draw the split of a seed: shots, at most `n_test` queries, label words and one template of the task's pool.
 
@@ -319,15 +305,13 @@ def make_split(
 
 def split_hashes(task: Task, seeds=range(5)) -> dict[str, str]:
     """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
-    return {
-        f"{k}-shot seed {seed}": make_split(task, k, seed).sha256
-        for k in (2, 4, 6)
-        for seed in seeds
-    }
+    hashes = {}
+    for k, seed in product(TABLE_SHOTS, seeds):
+        hashes[f"{k}-shot seed {seed}"] = make_split(task, k, seed).sha256
+    return hashes
 
 
 def manifest() -> dict[str, str]:
     """Hashes of the micro tasks' splits: the committed `assets/splits.json` freezes them."""
-    return {
-        f"{name} {key}": sha for name in TASKS for key, sha in split_hashes(load_task(name)).items()
-    }
+    tasks = {name: split_hashes(load_task(name)) for name in TASKS}
+    return {f"{name} {key}": sha for name, hashes in tasks.items() for key, sha in hashes.items()}

@@ -18,7 +18,7 @@ import torch
 
 from minicpt.core import train
 from minicpt.engine import scores
-from minicpt.lab import cells, executors, tables
+from minicpt.lab import cells, executors, report
 from minicpt.lab.cells import Cell, grid
 from minicpt.lab.executors import plan, run_grid
 from minicpt.lab.store import Store
@@ -40,7 +40,7 @@ def contents(folder):
     """What a store and its table say, timings aside."""
     store = Store(folder)
     found = {store.path(cell).name: store.get(cell) for cell in CELLS}
-    tables.write(list(filter(None, found.values())), folder, "title", [])
+    report.write(list(filter(None, found.values())), folder, "title")
     results = {
         name: {k: v for k, v in result.items() if k not in TIMINGS}
         for name, result in found.items()
@@ -262,6 +262,15 @@ def test_memory_that_never_suffices_is_an_error_and_the_grid_goes_on(tmp_path, m
     )
 
 
+def test_a_cell_of_the_micro_model_runs_on_one_thread_and_leaves_the_others_their_own():
+    torch.set_num_threads(2)
+    try:
+        result = cells.run_cell(Cell("trec", "icl", 2, 0, n_test=4))
+        assert result["threads"] == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_other_errors_are_not_tried_again(monkeypatch):
     tried = []
 
@@ -340,6 +349,30 @@ def test_a_disk_that_is_really_full(tmp_path):
         )
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+# ---- the bar --------------------------------------------------------------------------------------------------------
+
+
+def test_the_bar_names_the_cell_that_is_being_computed(tmp_path, monkeypatch):
+    bars, shown = [], []
+
+    class Bar(executors.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": True})
+            bars.append(self)
+
+        def set_description(self, text, **kwargs):
+            self.text = text
+
+    def run(cell):
+        shown.append((str(cell), bars[0].text))
+        return {"config": cell.config(), "accuracy": 0.5}
+
+    monkeypatch.setattr(executors, "tqdm", Bar)
+    monkeypatch.setattr(cells, "run_cell", run)
+    run_grid(CELLS, Store(tmp_path))
+    assert len(shown) == len(CELLS) and all(running == text for running, text in shown)
 
 
 # ---- before a run ---------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import pytest
 from minicpt.__main__ import main
 from minicpt.engine.base_models import weights_fingerprint
 from minicpt.errors import MiniCPTError
-from minicpt.lab import cells, store
+from minicpt.lab import cells, store, tables
 from minicpt.lab.cells import Cell, grid, run_cell
 from minicpt.lab.executors import run_grid
-from minicpt.lab.store import Store
+from minicpt.lab.store import Store, export
 
 CELL = Cell("trec", "icl", 2, 0, n_test=8)
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,14 +97,14 @@ def test_a_second_run_computes_nothing_and_a_new_seed_only_itself(tmp_path, coun
 
 
 def test_a_failure_is_kept_apart_and_the_others_go_on(tmp_path, counted, monkeypatch):
-    store, cells = Store(tmp_path), grid(["trec"], ["icl"], [2], [12, 13, 14])
-    (failure,) = run_grid(cells, store)
+    store, unlucky = Store(tmp_path), grid(["trec"], ["icl"], [2], [12, 13, 14])
+    (failure,) = run_grid(unlucky, store)
     assert "seed 13: FloatingPointError: unlucky" in failure
     (error,) = store.errors()
     assert error["config"]["seed"] == 13 and "Traceback" in error["traceback"]
-    assert store.get(cells[1]) is None and len(list(store.results())) == 2
+    assert store.get(unlucky[1]) is None and len(list(store.results())) == 2
     monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 1.0})
-    assert run_grid(cells, store) == [] and store.errors() == []  # an error never counts as done
+    assert run_grid(unlucky, store) == [] and store.errors() == []  # an error never counts as done
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"config": {}}', "[]", '{"accuracy": 1}', "\x00\xff"])
@@ -131,6 +131,108 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             store.write_atomically(target, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"] and target.read_text() == "old"
+
+
+# ---- results as a CSV -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Three computed cells and their CSV."""
+    grid_of_three = grid(["trec"], ["zero", "icl"], [2], range(2), n_test=8)[:3]
+    store, file = Store(tmp_path / "first"), tmp_path / "cells.csv"
+    assert run_grid(grid_of_three, store) == []
+    file.write_text(export(map(store.get, grid_of_three)))
+    return grid_of_three, store, file
+
+
+def test_a_store_is_refilled_from_its_csv_and_computes_nothing_twice(exported, tmp_path, counted):
+    cells, first, file = exported
+    second = Store(tmp_path / "second")
+    more = grid(["trec"], ["zero", "icl"], [2], range(2), n_test=8)  # one that nobody computed
+    assert second.refill(file, more) == 3 and second.refill(file, more) == 0
+    for cell in cells:
+        old, new = first.get(cell), second.get(cell)
+        assert new["source"] == "cells.csv" and new["config"] == old["config"]
+        assert new["accuracy"] == pytest.approx(old["accuracy"], abs=1e-6)
+        assert new["split_sha256"] == old["split_sha256"] and "log_scores" not in new
+    assert export(map(second.get, cells)) == file.read_text()
+    assert tables.summary(list(map(second.get, cells))).equals(
+        tables.summary(list(second.results()))
+    )
+    assert run_grid(more, second) == [] and counted == [more[3]]
+
+
+def test_a_row_of_another_split_or_configuration_is_not_taken(exported, tmp_path):
+    cells, first, file = exported
+    split = first.get(cells[2])["split_sha256"]
+    file.write_text(file.read_text().replace(split, "1234567890123456"))
+    store = Store(tmp_path / "second")
+    with pytest.warns(UserWarning, match="1 rows of cells.csv come from other splits"):
+        assert store.refill(file, cells) == 2
+    assert store.get(cells[2]) is None
+    for change in (dict(hp=(("lr", 1.0),)), dict(dtype="bfloat16"), dict(label_score="sum")):
+        assert Store(tmp_path / "third").refill(file, [replace(c, **change) for c in cells]) == 0
+
+
+def test_a_hash_that_looks_like_a_number_stays_a_hash(exported, tmp_path, monkeypatch):
+    cells, first, file = exported
+    file.write_text(
+        file.read_text().replace(first.get(cells[0])["split_sha256"], "0012345678901e10")
+    )
+    monkeypatch.setattr("minicpt.data.Split.sha256", "0012345678901e10")
+    with pytest.warns(UserWarning, match="2 rows"):
+        assert Store(tmp_path / "second").refill(file, cells) == 1
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda text: text.replace("split_sha256", "split", 1), "has no column split_sha256"),
+        (lambda text: text + text.splitlines()[-1] + "\n", "line 5: .*stands there before"),
+        (lambda text: re.sub(r",8,[\d.]+,", ",8,nan,", text, count=1), "line 2: an accuracy is no"),
+        (
+            lambda text: re.sub(r",8,[\d.]+,", ",8,62.5,", text, count=1),
+            "line 2: an accuracy is no",
+        ),
+    ],
+)
+def test_a_bad_csv_is_refused_with_the_line(exported, tmp_path, spoil, message):
+    cells, _, file = exported
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(MiniCPTError, match=message):
+        Store(tmp_path / "second").refill(file, cells)
+    with pytest.raises(MiniCPTError, match="nowhere.csv does not exist"):
+        Store(tmp_path / "second").refill(tmp_path / "nowhere.csv", cells)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.slow
+def test_the_table_command_takes_a_csv_and_shows_calibrated_accuracies(exported, tmp_path):
+    cells, first, file = exported
+    args = "table --datasets trec --methods zero icl --shots 2 --seeds 2 --n-test 8 --calibrated"
+    run = command(*args.split(), "--refill", str(file), "--out", str(tmp_path / "out"))
+    assert run.returncode == 0, run.stderr
+    assert "3 cells taken" in run.stdout and "4 cells, 3 already in" in run.stdout
+    assert "percent, calibrated: mean" in (tmp_path / "out" / "table.md").read_text()
+
+
+# ---- a model by what it is ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_moved_finds_its_results_again(tmp_path):
+    """And no path enters a result."""
+    from minicpt.engine.base_models import MICRO
+
+    for place in ("here", "there"):
+        shutil.copytree(MICRO, tmp_path / place / "my_model")
+    here, there = (
+        replace(CELL, model=str(tmp_path / place / "my_model")) for place in ("here", "there")
+    )
+    assert here.key() == there.key() != CELL.key()
+    assert run_grid([here], Store(tmp_path / "out")) == []
+    result = Store(tmp_path / "out").get(there)
+    assert result["config"]["model"] == "my_model" and str(tmp_path) not in json.dumps(result)
 
 
 # ---- the real thing, on the micro model -----------------------------------------------------------------------------
@@ -269,7 +371,7 @@ def test_two_models_real_data_in_one_table(tmp_path):
     )
     assert run.returncode == 0 and "8 cells, 0 already" in run.stdout, run.stderr
     results = list(Store(tmp_path / "out").results())
-    assert {r["config"]["model"] for r in results} == {"micro", str(tmp_path / "another")}
+    assert {r["config"]["model"] for r in results} == {"micro", "another"}
     assert all(r["dtype"] == r["config"]["dtype"] == "bfloat16" for r in results)
     icl = [r for r in results if r["config"]["method"] == "icl"]
     assert all(r["loss"]["train"] > 0 and r["loss"]["test"] > 0 for r in icl)

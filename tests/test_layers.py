@@ -33,6 +33,7 @@ WINGS = {
         "statistics",
         "published",
         "tables",
+        "report",
         "figures",
         "ablations",
     ],

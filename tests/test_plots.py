@@ -53,7 +53,7 @@ def test_accuracy_by_shots_draws_every_mean_and_interval():
     *panels, legend = figure.axes
     assert [panel.get_title() for panel in panels] == ["sst2", "trec"]
     assert [text.get_text() for text in legend.get_legend().get_texts()] == [
-        tables.METHODS[m] for m in METHODS
+        tables.TITLES[m] for m in METHODS
     ]
     for panel in panels:
         rows = summary[(summary.dataset == panel.get_title()) & (summary.method != "zero")]
@@ -105,7 +105,7 @@ def test_difference_to_icl_draws_every_difference_on_its_own_row():
         assert {"2 shots", "4 shots"} <= {text.get_text() for text in panel.texts}
         for x, y in drawn:  # the row is labelled with the method whose value it shows
             assert (
-                names[y] == tables.METHODS[rows.loc[(rows.difference - x).abs().idxmin(), "method"]]
+                names[y] == tables.TITLES[rows.loc[(rows.difference - x).abs().idxmin(), "method"]]
             )
 
 
@@ -155,7 +155,7 @@ def test_context_roles_boxes_have_the_colour_of_their_role():
         "input",
     ]
     assert [to_hex(box.get_facecolor()).upper() for box in boxes] == [
-        dict(pictures.ROLES)[role] for role in roles
+        dict(pictures.ROLE_COLOURS)[role] for role in roles
     ]
     assert [text.get_text() for text in panel.texts][2:4] == ["·film", "↵"]
     lines = [round(-box.get_y(), 3) for box in boxes]
@@ -222,7 +222,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason():
     ):
         with pytest.raises(ValueError, match="one setting.*filter first"):
             draw(rows)
-    with pytest.raises(ValueError, match="no result has a history"):
+    with pytest.raises(ValueError, match="No result has a history"):
         figures.training_curves([r for r in results() if r["config"]["method"] == "icl"])
     with pytest.raises(ValueError, match="2 tokens but 1 types"):
         pictures.context_roles(["a", "b"], [1])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from minicpt.errors import MiniCPTError
-from minicpt.lab import statistics, tables
+from minicpt.lab import report, statistics, tables
 
 BLOOM = "bigscience/bloom-1b7"
 ACCURACIES = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=14)
@@ -81,6 +81,7 @@ def test_frame_is_one_row_a_result_in_reading_order(results):
         "data",
         "accuracy",
         "accuracy_calibrated",
+        "split_sha256",
         "seconds",
     ]
     assert len(table) == len(results) and list(table.dataset.unique()) == ["sst2", "trec"]
@@ -93,7 +94,7 @@ def test_frame_is_one_row_a_result_in_reading_order(results):
 
 
 def test_frame_refuses_nothing_and_the_same_cell_twice(results):
-    with pytest.raises(ValueError, match="no results"):
+    with pytest.raises(ValueError, match="There are no results"):
         tables.frame([])
     with pytest.raises(ValueError, match="two results for the cell.*'cpt'"):
         tables.frame([*results, result("cpt", 0.9)])
@@ -188,6 +189,7 @@ def test_summary_is_pandas_by_hand(results):
         "n_seeds",
         "reported",
         "reported_source",
+        "calibrated",
     ]
     grouped = pd.DataFrame([{**r["config"], "accuracy": 100 * r["accuracy"]} for r in results])
     grouped = grouped.groupby(["model", "dataset", "method", "shots"]).accuracy
@@ -317,7 +319,7 @@ def test_paired_names_what_is_missing(results):
         )
     with pytest.raises(ValueError, match="another method"):
         tables.paired([result("icl")])
-    with pytest.raises(ValueError, match="different splits"):
+    with pytest.raises(ValueError, match="saw another split than the others at"):
         tables.paired([result("icl"), result("cpt", split_sha256="another")])
 
 
@@ -362,14 +364,14 @@ def test_wide_marks_every_tie_and_leaves_gaps_empty():
 
 
 def test_methods_and_datasets_come_in_reading_order():
-    methods = ["zz_own", "cpt_paper_eps", *reversed(tables.METHODS)]
+    methods = ["zz_own", "cpt_paper_eps", *reversed(tables.TITLES)]
     found = [
         result(m, 0.5, dataset=d)
         for m in dict.fromkeys(methods)
         for d in ("mine", "set_cls", "sst2")
     ]
     table = tables.wide(tables.summary(found))
-    assert list(table.index.get_level_values("method")) == [*tables.METHODS.values(), "zz_own"]
+    assert list(table.index.get_level_values("method")) == [*tables.TITLES.values(), "zz_own"]
     assert list(table.columns) == ["sst2", "set_cls", "mine", "mean"]
 
 
@@ -382,32 +384,35 @@ def test_text_fits_a_terminal_and_shows_each_block(results):
         for d in tables.DATASETS
         for star in ([True] if d == "set_cls" else [False, True])
     ]
-    text = tables.to_text(tables.summary(many))
+    text = report.to_text(tables.summary(many))
     assert (
         max(map(len, text.splitlines())) <= 120 and "CPT (paper's ε)" in text and "dbpedia*" in text
     )
-    lines = tables.to_text(tables.summary(results)).splitlines()
-    assert lines[0] == "micro" and sum(line.startswith(("0 ", "2 ", "4 ")) for line in lines) == 3
+    lines = report.to_text(tables.summary(results)).splitlines()
+    assert (
+        lines[0] == "micro, accuracy in percent: raw / calibrated"
+        and sum(line.startswith(("0 ", "2 ", "4 ")) for line in lines) == 3
+    )
     assert any("80.0 ±6.0 <" in line for line in lines)
 
 
 def test_markdown_has_one_row_a_method_and_the_published_numbers():
     found = [
-        result(m, a + 0.01 * seed, seed, model=BLOOM, dataset="dbpedia")
+        result(m, x, seed, model=BLOOM, dataset="dbpedia", accuracy_calibrated=x - 0.1)
         for seed in range(3)
-        for m, a in (("icl", 0.3), ("cpt", 0.9))
+        for m, x in (("icl", 0.3 + 0.01 * seed), ("cpt", 0.9 + 0.01 * seed))
     ]
-    text = tables.to_markdown(tables.summary(found), "Few shot", ["A note.", "Another."])
+    text = report.to_markdown(tables.summary(found), "Few shot", ["A note.", "Another."])
     assert (
         text.startswith("# Few shot\n\nA note.\n\nAnother.\n")
         and f"## {BLOOM}" in text
         and "(seeds: 3)" in text
     )
-    assert "| 2 | CPT | **91.0 ±1.0** |" in text and "| 2 | ICL | 31.0 ±1.0 |" in text
+    assert "| 2 | CPT | **91.0 ±1.0** / 81.0 |" in text and "| 2 | ICL | 31.0 ±1.0 / 21.0 |" in text
     low, high = statistics.prediction_interval([90, 91, 92])
     assert f"| 58.85 | cpt (review) | +32.1 | {low:.1f} to {high:.1f} | ours is higher |" in text
-    assert tables.to_markdown(tables.summary([found[0]]), "t", []).count("one seed") == 1
-    assert "published" not in tables.to_markdown(tables.summary([result()]), "t", [])
+    assert report.to_markdown(tables.summary([found[0]]), "t").count("one seed") == 1
+    assert "published" not in report.to_markdown(tables.summary([result()]), "t")
 
 
 def test_beside_judges_by_the_prediction_interval_and_says_where_there_is_no_number():
@@ -445,7 +450,7 @@ def test_latex_escapes_and_rules():
         for seed in (0, 1)
         for k in (2, 4)
     ]
-    text = tables.to_latex(tables.summary(found))
+    text = report.to_latex(tables.summary(found))
     assert text.startswith("\\begin{tabular}{llll}\n\\toprule\n") and text.endswith(
         "\\bottomrule\n\\end{tabular}\n"
     )
@@ -456,10 +461,11 @@ def test_latex_escapes_and_rules():
 
 
 def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
-    paths = tables.write(results, tmp_path / "new", "Title", ["Notes"])
+    paths = report.write(results, tmp_path / "new", "Title")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "table.csv",
         "overall.csv",
+        "cells.csv",
         "table.md",
         "table.tex",
     }
@@ -467,15 +473,16 @@ def test_write_leaves_files_that_can_be_read_back(tmp_path, results):
     back = pd.read_csv(
         paths["table.csv"], keep_default_na=False, na_values=dict.fromkeys(numbers, "")
     )
-    pd.testing.assert_frame_equal(back, tables.summary(results), check_dtype=False, atol=1e-4)
+    expected = tables.summary(results).drop(columns="calibrated")
+    pd.testing.assert_frame_equal(back, expected, check_dtype=False, atol=1e-4)
     assert paths["table.md"].read_text(encoding="utf-8").startswith("# Title")
 
 
 def test_write_never_leaves_half_a_table(tmp_path, results, monkeypatch):
-    tables.write(results, tmp_path, "first", [])
+    report.write(results, tmp_path, "first")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        tables.write(results[:4], tmp_path, "second", [])
+        report.write(results[:4], tmp_path, "second")
     monkeypatch.undo()
     assert len(pd.read_csv(tmp_path / "table.csv")) == 10 and (
         tmp_path / "table.md"
@@ -515,32 +522,44 @@ def _twice(data):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (_drop_source, r"cells\[3\]: no source; add it"),
-        (lambda data: data.pop("statements"), "the file: no statements"),
+        (_drop_source, r"cells\[3\]: source is missing; an entry is an object with model"),
+        (lambda data: data.pop("statements"), "the file: statements is missing"),
         (
             lambda data: data["cells"][0].update(source="blog"),
-            r"cells\[0\]: unknown source 'blog'; use cpt, voronov",
+            r"cells\[0\]: Unknown source 'blog'. Valid: cpt, voronov",
         ),
         (
             lambda data: data["cells"][0].update(method="CPT"),
-            r"unknown method 'CPT'; use zero, icl",
+            r"Unknown method 'CPT'. .*Valid: .*icl",
         ),
         (
             lambda data: data["statements"][1].update(evidence="sure"),
-            r"statements\[1\]: unknown evidence 'sure'",
+            r"statements\[1\]: Unknown evidence 'sure'",
         ),
         (_twice, r"cells\[31\]: the same cell as cells\[2\]"),
         (
             lambda data: data["cells"][5].update(value=101),
-            r"cells\[5\]: value 101 is no percentage",
+            r"cells\[5\]: value 101 is not a percentage",
         ),
         (lambda data: data["cells"][5].update(value=math.nan), r"cells\[5\]: value nan"),
         (lambda data: data["cells"][5].update(value="96.5"), r"cells\[5\]: value '96.5'"),
-        (lambda data: data["cells"][8].update(std=-1), r"cells\[8\]: std -1 is no spread"),
-        (lambda data: data["cells"][8].update(n=1.5), r"cells\[8\]: n 1.5 is no count"),
-        (lambda data: data["cells"][8].update(shots="2"), r"cells\[8\]: shots '2' is no count"),
-        (lambda data: data["cells"].append("58.85"), r"cells\[31\]: '58.85' is no object"),
-        (lambda data: data["sources"].update(blog={"url": "x"}), r"sources.blog: no citation"),
+        (
+            lambda data: data["cells"][8].update(std=-1),
+            r"cells\[8\]: std -1 is not percentage points",
+        ),
+        (lambda data: data["cells"][8].update(n=1.5), r"cells\[8\]: n 1.5 is not a number of runs"),
+        (
+            lambda data: data["cells"][8].update(shots="2"),
+            r"cells\[8\]: shots '2' is not a number of shots",
+        ),
+        (
+            lambda data: data["cells"].append("58.85"),
+            r"cells\[31\]: model, .* is missing; an entry is an object with model",
+        ),
+        (
+            lambda data: data["sources"].update(blog={"url": "x"}),
+            r"sources\[blog\]: citation is missing",
+        ),
     ],
 )
 def test_a_bad_published_file_names_the_entry(tmp_path, spoil, message):
@@ -618,6 +637,9 @@ def test_overall_is_the_paired_difference_of_the_seeds_means():
     header, cells = tables.overall_rows(tables.overall(rows))
     assert header == ["method", "sst2", "trec", "mean", "minus ICL [95 %]"] and cells[1][-1] == ""
 
+    other = [{**row, "split_sha256": row["config"]["method"]} for row in rows]
+    with pytest.raises(MiniCPTError, match="saw another split than the others"):
+        tables.overall(other)
     incomplete = [
         row for row in rows if (row["config"]["method"], row["config"]["shots"]) != ("cpt", 4)
     ]
@@ -627,3 +649,128 @@ def test_overall_is_the_paired_difference_of_the_seeds_means():
     ]  # half a method has no overall mean
     with pytest.raises(ValueError, match="no complete set of 'icl' results"):
         tables.overall([row for row in rows if row["config"]["method"] != "icl"])
+
+
+# --- calibrated accuracies, answers, models of one name
+
+
+def scored(answered, truth, method="icl", seed=0, calibrated=None, **kwargs):
+    """A result with the answers given, of three classes."""
+    log_scores = np.log(0.1 + 0.7 * np.eye(3)[answered]).tolist()
+    other = np.log(0.1 + 0.7 * np.eye(3)[answered if calibrated is None else calibrated]).tolist()
+    return result(
+        method,
+        np.mean(np.equal(answered, truth)),
+        seed,
+        accuracy_calibrated=np.mean(
+            np.equal(answered if calibrated is None else calibrated, truth)
+        ),
+        log_scores=log_scores,
+        log_scores_calibrated=other,
+        truth=truth,
+        verbalizers={"person": "who", "place": "where", "thing": "what"},
+        **kwargs,
+    )
+
+
+def test_the_calibrated_table_is_the_raw_one_of_the_calibrated_accuracies(results):
+    both = [{**r, "accuracy_calibrated": 0.9 * r["accuracy"] ** 2} for r in results]
+    swapped = [{**r, "accuracy": r["accuracy_calibrated"]} for r in both]
+    expected = tables.summary(swapped).drop(columns="calibrated")
+    table = tables.summary(both, score="calibrated")
+    pd.testing.assert_frame_equal(table.drop(columns="raw"), expected)
+    assert table.raw.to_numpy() == pytest.approx(tables.summary(both)["mean"].to_numpy())
+    for function in (tables.paired, tables.overall):
+        pd.testing.assert_frame_equal(function(both, score="calibrated"), function(swapped))
+
+
+def test_raw_and_calibrated_stand_side_by_side_and_each_file_says_which_it_holds(tmp_path, results):
+    both = [{**r, "accuracy_calibrated": r["accuracy"] - 0.2} for r in results]
+    raw, calibrated = tmp_path / "raw", tmp_path / "calibrated"
+    report.write(both, raw, "Title")
+    report.write(both, calibrated, "Title", "calibrated")
+    for name in ("table.csv", "calibrated.csv", "overall.csv", "cells.csv"):
+        assert (raw / name).read_bytes() == (calibrated / name).read_bytes()
+    assert "calibrated" not in (raw / "table.csv").read_text()
+    assert "| 2 | CPT | **80.0 ±6.0** / 60.0 |" in (raw / "table.md").read_text()
+    text = (calibrated / "table.md").read_text()
+    assert "| 2 | CPT | **60.0 ±6.0** / 80.0 |" in text and "percent, calibrated: mean" in text
+    assert "60.0 ±6.0 < / 80.0" in report.to_text(tables.summary(both, score="calibrated"))
+
+
+def test_answers_counts_what_is_answered_and_names_a_constant_answer(tmp_path):
+    truth = [0, 0, 1, 2]
+    found = [
+        scored([1, 1, 1, 1], truth, seed=0, calibrated=[0, 0, 1, 1]),
+        scored([0, 1, 1, 2], truth, seed=1),
+        scored([2, 2, 2, 2], truth, seed=2),
+        scored([0, 0, 1, 2], truth, "cpt"),
+    ]
+    table = tables.answers(found)
+    assert list(table.columns) == [
+        *tables.KEYS,
+        "answer",
+        "answered",
+        "truth",
+        "constant",
+        "n_seeds",
+    ]
+    icl = table[table.method == "icl"].set_index("answer")
+    assert list(icl.index) == ["person", "place", "thing"] and icl.n_seeds.eq(3).all()
+    assert icl.answered.to_numpy() == pytest.approx([100 / 12, 50, 500 / 12])
+    assert icl.truth.to_numpy() == pytest.approx([50, 25, 25])
+    assert icl.constant.to_numpy() == pytest.approx([0, 100 / 3, 100 / 3])
+    assert table[table.method == "cpt"].constant.eq(0).all()
+    lines = report.constant_answers(table).splitlines()
+    assert (
+        len(lines) == 2 and "ICL, 2 shots: in 33 % of 3 seeds" in lines[0] and "'place'" in lines[0]
+    )
+    calibrated = tables.answers(found, score="calibrated").set_index(["method", "answer"])
+    assert calibrated.loc[("icl", "place"), "constant"] == 0
+    report.write(found, tmp_path, "Title")
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "answers.csv"), table, check_dtype=False, atol=1e-4
+    )
+    assert lines[1] in (tmp_path / "table.md").read_text()
+    assert report.constant_answers(table[table.method == "cpt"]).startswith("In no seed")
+
+
+def test_answers_leaves_results_without_scores_out():
+    assert tables.answers([result()]).empty
+    assert set(tables.answers([result("cpt"), scored([0], [0])]).method) == {"icl"}
+
+
+def test_models_of_one_name_and_other_weights_stand_in_rows_of_their_own():
+    def weights(fingerprint, accuracy):
+        found = [result(method, accuracy) for method in ("icl", "cpt")]
+        return [{**r, "config": {**r["config"], "model_fingerprint": fingerprint}} for r in found]
+
+    one, two = weights("a" * 16, 0.5), weights("b" * 16, 0.7)
+    assert set(tables.summary(one).model) == {"micro"}
+    table = tables.summary(one + two)
+    assert (
+        set(table.model) == {"micro (aaaaaaaa)", "micro (bbbbbbbb)"} and table.n_seeds.eq(1).all()
+    )
+    assert dict(zip(table.model, table["mean"])) == {
+        "micro (aaaaaaaa)": 50,
+        "micro (bbbbbbbb)": pytest.approx(70),
+    }
+    assert (
+        set(tables.paired(one + two).model)
+        == set(tables.overall(one + two).model)
+        == set(table.model)
+    )
+
+
+def test_a_single_incomplete_model_leaves_the_means_out_and_other_errors_are_not_swallowed(
+    tmp_path, results, monkeypatch
+):
+    without = [r for r in results if r["config"]["method"] != "icl"]
+    assert "overall.csv" not in report.write(without, tmp_path, "Title")
+
+    def broken(*args, **kwargs):
+        raise MiniCPTError("something else")
+
+    monkeypatch.setattr(report, "overall", broken)
+    with pytest.raises(MiniCPTError, match="something else"):
+        report.write(results, tmp_path, "Title")

@@ -1,4 +1,4 @@
-"""From text to ids: one string, tokenised once; roles laid over it by characters; checked on tokenizers of every kind."""
+"""From text to ids: one string, tokenised once; roles laid over it by characters; seven kinds of tokenizers."""
 
 import itertools
 import random

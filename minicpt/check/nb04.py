@@ -149,10 +149,10 @@ def join_types(student, generator):
 
 def coloured(panel, heights, types) -> None:
     """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
-    from ..pictures import ROLES
+    from ..pictures import ROLE_COLOURS
 
     roles = masks.role_of(types).tolist()
-    colours = [ROLES[role][1] for role in roles]
+    colours = [ROLE_COLOURS[role][1] for role in roles]
     panel.bar(
         range(len(types)),
         [float(h) for h in heights],

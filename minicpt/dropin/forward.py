@@ -319,7 +319,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         input_ids: Tensor,
         candidates: Sequence[list[int]],
         attention_mask: Tensor | None = None,
-        how: str = "mean",
+        how: str = "sum",
     ) -> Tensor:
         """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
 

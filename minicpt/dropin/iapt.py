@@ -192,7 +192,7 @@ class IAPTModel(nn.Module):
         """The attention mask with the slots; leading tokens must be real ones, so that the slots stand at one place."""
         if not text[:, : self.leading].all():
             raise MiniCPTError(
-                f"IAPT's soft tokens stand after the first {self.leading} tokens (leading), but a row begins with padding. "
+                f"IAPT's soft tokens stand after the first {self.leading} tokens, but a row begins with padding. "
                 "Pad on the right, or generate for one text at a time."
             )
         return F.pad(text, (self.num_virtual_tokens, 0), value=1)

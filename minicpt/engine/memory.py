@@ -33,7 +33,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def weight_bytes(model) -> int:
-    """Size of the weights, shared ones counted once; a model on the meta device has none and is counted all the same."""
+    """Size of the weights, shared ones counted once; those of a model on the meta device count as well."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 

@@ -35,7 +35,7 @@ WORTH_SHARING = 64
 class Run(NamedTuple):
     """What a pass of T tokens in B rows gives.
 
-    `logits` (B, n, V) of the n tokens a row that were picked; `hidden` (B, T, D), as the head would see it; `cache`, the
+    `logits` (B, n, V) of the n picked tokens of each row; `hidden` (B, T, D), as the head would see it; `cache`, the
     keys and values of these tokens and of all before them, None if nobody asked for it.
     """
 
@@ -164,7 +164,7 @@ class Prefix:
         """The hidden states; raises `MiniCPTError` if there are none."""
         if self.hidden is None:
             raise MiniCPTError(
-                "A label stands right after a prefix without hidden states (a cache that was trained itself), so there is "
+                "A label stands right after a prefix without hidden states (a trained cache), so there is "
                 "nothing to predict it from. Use a template with words before the label, or a BOS token."
             )
         return self.hidden

@@ -27,7 +27,7 @@ from .prefix import (
 )
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
-LABEL_SCORES = ("mean", "sum", "first")
+LABEL_SCORES = ("sum", "mean", "first")
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class ReadsRoles(Protocol):
     def role_arguments(self, types: Int[Tensor, "B T"]) -> dict[str, Tensor]: ...
 
 
-def check_candidates(candidates: dict[str, list[int]], how: str = "mean") -> None:
+def check_candidates(candidates: dict[str, list[int]], how: str = "sum") -> None:
     """Raise `MiniCPTError` if a label has no token, or two labels could not be told apart by the tokens that count."""
     if how not in LABEL_SCORES:
         raise unknown("label score", how, LABEL_SCORES)
@@ -63,7 +63,7 @@ def label_scores(
     prefix: Float[Tensor, "1 P D"] | Prefix | None,
     queries: Sequence[Encoded],
     candidates: Sequence[list[int]],
-    how: str = "mean",
+    how: str = "sum",
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
 ) -> Float[Tensor, "N C"]:
@@ -133,9 +133,9 @@ def label_token_scores(
                     write(batch[rows], tail, 1, log_p)
     if not all(scores.isfinite().all() for scores in result):
         raise MiniCPTError(
-            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite (NaN or "
-            "infinite), which say nothing about any label. Load it in float32 or bfloat16 (--dtype); if it is in float32, "
-            "its weights or the prompt are not finite: load them, or train, again."
+            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite, which say "
+            "nothing about any label. Load it in float32 or bfloat16 (--dtype); if it already is in float32, its "
+            "weights or the prompt are not finite: load them, or train, again."
         )
     return result
 

@@ -5,8 +5,6 @@ hyper-parameters and the fingerprints of data and weights included: what changes
 """
 
 import gc
-import hashlib
-import json
 import platform
 import time
 import warnings
@@ -17,16 +15,17 @@ from importlib.metadata import version
 from itertools import product
 
 import torch
+from torch import Tensor
 
-from ..data import TASKS, load_task, make_split
-from ..engine.base_models import load_base, weights_fingerprint
+from ..data import TABLE_SHOTS, TASKS, Split, Task, load_task, make_split
+from ..engine.base_models import BaseModel, load_base, model_name, weights_fingerprint
 from ..engine.memory import ROWS, is_out_of_memory, peak_bytes, reset_peak
 from ..engine.scores import accuracy
 from ..errors import unknown
 from ..methods.fit import fit
 from ..methods.registry import METHODS, hyperparameters
+from .store import key_of
 
-SHOTS = (2, 4, 6)
 # the nine methods of the paper's Table 1, and CPT with the ball of the paper's size
 TABLE_METHODS = (
     "zero",
@@ -40,6 +39,10 @@ TABLE_METHODS = (
     "cpt_instr",
     "cpt_paper_eps",
 )
+# every cell asks for them
+_task = lru_cache(load_task)
+_base = lru_cache(maxsize=1)(load_base)
+_fingerprint = lru_cache(weights_fingerprint)
 
 
 @dataclass(frozen=True)
@@ -56,50 +59,52 @@ class Cell:
     labels: str = ""
     n_test: int = 200
     per_class: bool = False
-    label_score: str = "mean"
+    label_score: str = "sum"
+    bos: bool = True
     max_length: int | None = None
     dtype: str = "auto"
     device: str | None = field(default=None, compare=False)
     hp: tuple[tuple[str, object], ...] = ()
 
     def config(self) -> dict:
-        """Everything the result depends on, as plain JSON values; checks the names on the way."""
-        task = _task(self.dataset, self.data, self.data_dir)
+        """Everything the result depends on, as plain JSON values; checks the names on the way.
+
+        Where rows and weights lie does not matter, what they say does: the model's own name stands here, and a hash of
+        each, task_sha256 and model_fingerprint.
+        """
+        task = self.task()
         config = asdict(self)
-        del config[
-            "data_dir"
-        ]  # where the rows lie does not matter, what they say does: task_sha256
-        del config["device"]
-        config["dataset"] = task.name
-        config["hp"] = hyperparameters(self.method, self.model, dict(self.hp))
-        config["labels"] = self.labels or task.default_labels
-        return {**config, "task_sha256": task.sha256, "model_fingerprint": _fingerprint(self.model)}
+        del config["data_dir"], config["device"]
+        return {
+            **config,
+            "dataset": task.name,
+            "model": model_name(self.model),
+            "hp": hyperparameters(self.method, self.model, dict(self.hp)),
+            "labels": self.labels or task.default_labels,
+            "task_sha256": task.sha256,
+            "model_fingerprint": _fingerprint(self.model),
+        }
+
+    def task(self) -> Task:
+        return _task(self.dataset, self.data, self.data_dir)
+
+    def split(self) -> Split:
+        """The shots, queries, label words and template of this cell's seed."""
+        drawn = self.shots, self.seed, self.n_test, self.labels, self.per_class
+        return make_split(self.task(), *drawn)
 
     def key(self) -> str:
-        """sha1 of the canonical configuration: the name of the result's file."""
-        return hashlib.sha1(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+        """The name of the result's file."""
+        return key_of(self.config())
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
 
 
-_task, _fingerprint = (
-    lru_cache(load_task),
-    lru_cache(weights_fingerprint),
-)  # every cell asks for them
-
-
-@lru_cache(maxsize=1)
-def _base(model: str, device: str | None, dtype: str):
-    if model == "micro":
-        torch.set_num_threads(1)  # its matrices are so small that a second thread costs time
-    return load_base(model, device, dtype)
-
-
 def grid(
     datasets: Iterable[str] = TASKS,
     methods: Iterable[str] = TABLE_METHODS,
-    shots: Iterable[int] = SHOTS,
+    shots: Iterable[int] = TABLE_SHOTS,
     seeds: Iterable[int] = range(5),
     **kwargs,
 ) -> list[Cell]:
@@ -122,21 +127,27 @@ def run_cell(cell: Cell) -> dict:
     Where memory runs out, half as many rows go through the model at once, down to one: the numbers stay the same.
     """
     config = cell.config()  # first: a wrong name must not cost the loading of a model
-    started = time.perf_counter()
-    base = _base(cell.model, cell.device, cell.dtype)
-    task = _task(cell.dataset, cell.data, cell.data_dir)
-    split = make_split(
-        task, cell.shots, cell.seed, cell.n_test, cell.labels or None, cell.per_class
-    )
-    loaded, rows = time.perf_counter(), ROWS
+    threads = torch.get_num_threads()
+    if cell.model == "micro":
+        # its matrices are so small that a second thread costs time; the result says how many there were
+        torch.set_num_threads(1)
+    try:
+        started = time.perf_counter()
+        base = _base(cell.model, cell.device, cell.dtype, cell.bos)
+        split = cell.split()
+        loaded = time.perf_counter() - started
+        result = _in_memory(cell, base, split)
+    finally:
+        torch.set_num_threads(threads)
+    result["seconds"] = {"load": loaded, **result["seconds"]}
+    return {"config": config, **result}
+
+
+def _in_memory(cell: Cell, base: BaseModel, split: Split) -> dict:
+    rows = ROWS
     while True:
         try:
-            result = _fit_and_score(cell, base, split, rows)
-            return {
-                "config": config,
-                **result,
-                "seconds": {"load": loaded - started, **result["seconds"]},
-            }
+            return _fit_and_score(cell, base, split, rows)
         except Exception as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
@@ -146,7 +157,7 @@ def run_cell(cell: Cell) -> dict:
             torch.cuda.empty_cache()
 
 
-def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
+def _fit_and_score(cell: Cell, base: BaseModel, split: Split, rows_at_once: int) -> dict:
     reset_peak(base.device)
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -167,10 +178,11 @@ def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
         raw, calibrated = predictor.scores([text for text, _ in rows])
     finally:
         predictor.close()
-    labels = [split.classes.index(label) for _, label in rows]
-    losses = -raw[range(len(rows)), labels]  # cross-entropy over the whole vocabulary, at the label
+    truth = [split.classes.index(label) for _, label in rows]
+    losses = -raw[range(len(rows)), truth]  # cross-entropy over the whole vocabulary, at the label
     n = len(split.queries)
-    raw, calibrated, truth = raw[:n], calibrated[:n], labels[:n]
+    raw, calibrated, truth = raw[:n], calibrated[:n], truth[:n]
+    peak = peak_bytes(base.device)
     return {
         "accuracy": accuracy(raw, truth),
         "accuracy_calibrated": accuracy(calibrated, truth),
@@ -185,14 +197,20 @@ def _fit_and_score(cell: Cell, base, split, rows_at_once: int) -> dict:
         "shots": split.shots,
         "history": {"loss": predictor.history},
         "truth": truth,
-        "log_scores": [[round(x, 4) for x in row] for row in raw.tolist()],
-        "log_scores_calibrated": [[round(x, 4) for x in row] for row in calibrated.tolist()],
+        "log_scores": _rounded(raw),
+        "log_scores_calibrated": _rounded(calibrated),
         "seconds": {"fit": fitted - started, "score": time.perf_counter() - fitted},
-        "peak_memory_mb": (peak := peak_bytes(base.device)) and peak / 2**20,
+        "peak_memory_mb": peak and peak / 2**20,
         "rows_at_once": predictor.rows_at_once,
         "device": str(base.device),
         "dtype": str(base.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "versions": {p: version(p) for p in ("torch", "transformers", "peft")}
-        | {"python": platform.python_version()},
+        "versions": {
+            **{package: version(package) for package in ("torch", "transformers", "peft")},
+            "python": platform.python_version(),
+        },
     }
+
+
+def _rounded(scores: Tensor) -> list[list[float]]:
+    return [[round(score, 4) for score in row] for row in scores.tolist()]

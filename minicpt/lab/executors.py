@@ -30,8 +30,9 @@ POLL_SECONDS = 5.0
 
 def missing_cells(cells: list[Cell], store: Store) -> list[Cell]:
     """The cells that the store lacks, grouped by model: who takes them in this order loads no model twice."""
-    first = {model: i for i, model in enumerate(dict.fromkeys((c.model, c.dtype) for c in cells))}
-    return sorted((c for c in cells if store.get(c) is None), key=lambda c: first[c.model, c.dtype])
+    models = list(dict.fromkeys((cell.model, cell.dtype) for cell in cells))
+    missing = [cell for cell in cells if store.get(cell) is None]
+    return sorted(missing, key=lambda cell: models.index((cell.model, cell.dtype)))
 
 
 def attempt(cell: Cell, store: Store) -> str | None:
@@ -69,13 +70,17 @@ def run_grid(
     else:
         outcomes = ((cell, attempt(cell, store)) for cell in missing)
     failures = []
-    with tqdm(
-        total=len(missing), unit="cell", dynamic_ncols=True, disable=not missing or None
-    ) as bar:
+    waiting = [*missing, "all cells attempted"]
+    hidden = not missing or None  # None: where nobody sees it
+    with tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=hidden) as bar:
+        bar.set_description(str(waiting[0]))
         for cell, failure in outcomes:
-            bar.set_description(str(cell))
-            failures += filter(None, [failure])
+            waiting.remove(cell)
+            # cells start in this order: the first that waits is the one being computed, the longest of several
+            bar.set_description(str(waiting[0]))
             bar.update()
+            if failure:
+                failures.append(failure)
     return failures
 
 
@@ -83,15 +88,12 @@ def run_grid(
 
 
 def _start_worker(gpus) -> None:
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            gpus.get()
-        )  # before the first use of CUDA in this process
+    if gpus is not None:  # before the first use of CUDA in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
     torch.set_num_threads(1)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's: it lets running cells finish
+    # Ctrl-C is the parent's: it lets running cells finish
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_processes(
@@ -109,8 +111,8 @@ def in_processes(
                 yield running[done], done.result()
         except BrokenProcessPool as error:
             raise MiniCPTError(
-                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same command "
-                "again, with one worker if memory is short."
+                "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same "
+                "command again, with one worker if memory is short."
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -157,10 +159,8 @@ def in_slurm(missing: list[Cell], store: Store, jobs: int, parameters: dict) -> 
     if not missing:
         return
     size = -(-len(missing) // jobs)  # neighbours share a model, so a job loads few
-    shards = [
-        Shard(missing[i : i + size], str(store.folder.resolve()))
-        for i in range(0, len(missing), size)
-    ]
+    folder = str(store.folder.resolve())
+    shards = [Shard(missing[i : i + size], folder) for i in range(0, len(missing), size)]
     executor = AutoExecutor(folder=store.folder / "slurm", cluster="slurm")
     executor.update_parameters(name="minicpt", slurm_array_parallelism=jobs, **parameters)
     with executor.batch():
@@ -172,27 +172,19 @@ def in_slurm(missing: list[Cell], store: Store, jobs: int, parameters: dict) -> 
     waiting, queued = list(missing), True
     while waiting and queued:
         time.sleep(POLL_SECONDS)
-        queued = _is_queued(
-            array
-        )  # asked before looking into the store: what is done by then is seen
-        for cell in [c for c in waiting if store.get(c) is not None]:
+        queued = _is_queued(array)  # before looking into the store: what is done by then is seen
+        for cell in [cell for cell in waiting if store.get(cell)]:
             waiting.remove(cell)
             yield cell, None
+    killed = f"not computed: its job was killed or ran out of time, see {store.folder}/slurm"
     for cell in waiting:
-        reason = (
-            store.error(cell)
-            or f"not computed: its job was killed or ran out of time, see {store.folder}/slurm"
-        )
-        yield cell, f"{cell}: {reason}"
+        yield cell, f"{cell}: {store.error(cell) or killed}"
 
 
 def _is_queued(array: str) -> bool:
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--jobs", array], capture_output=True, text=True
-    )
-    if (
-        asked.returncode
-    ):  # a finished array is forgotten after a while; a busy controller only did not answer
+    command = ["squeue", "--noheader", "--jobs", array]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:  # a finished array is forgotten after a while; a busy controller is silent
         return "Invalid job id" not in asked.stderr
     return bool(asked.stdout.strip())
 
@@ -202,43 +194,34 @@ def _is_queued(array: str) -> bool:
 
 def plan(cells: list[Cell], store: Store, at_once: int = 1) -> str:
     """What a run would do: cells, what is done, and the time of the rest, estimated from finished cells of a model."""
-    results = [store.get(cell) for cell in cells]
-    rows = [(cell.model, cell.dataset, cell.method) for cell in cells]
-    done = Counter(row for row, result in zip(rows, results) if result)
-    missing = [cell for cell, result in zip(cells, results) if not result]
-    seconds = defaultdict(list)
-    for cell, result in zip(cells, results):
-        for like in _alike(cell) if result else ():
+    counts, done, missing, seconds = Counter(), Counter(), [], defaultdict(list)
+    for cell in cells:
+        row = f"{cell.model:24} {cell.dataset:10} {cell.method:16}"
+        counts[row] += 1
+        result = store.get(cell)
+        if result is None:
+            missing.append(cell)
+            continue
+        done[row] += 1
+        for like in _alike(cell):
             seconds[like].append(sum(result["seconds"].values()))
+    guesses = []
+    for cell in missing:
+        known = [like for like in _alike(cell) if like in seconds]
+        guesses += [mean(seconds[like]) for like in known[:1]]
     lines = [f"{'model':24} {'dataset':10} {'method':16} {'cells':>5} {'done':>5}"]
-    lines += [
-        f"{m:24} {d:10} {s:16} {n:5} {done[m, d, s]:5}" for (m, d, s), n in Counter(rows).items()
-    ]
-    guesses = [
-        next((mean(seconds[like]) for like in _alike(cell) if like in seconds), None)
-        for cell in missing
-    ]
-    known = [guess for guess in guesses if guess is not None]
-    lines.append(
-        f"{len(cells)} cells, {len(cells) - len(missing)} done, {len(missing)} to compute."
-    )
-    if known:
-        lines.append(
-            f"About {sum(known) / at_once / 60:.1f} min for {len(known)} of them, {at_once} at once."
-        )
-    if len(known) < len(missing):
-        lines.append(
-            f"No estimate for {len(missing) - len(known)}: no finished cell of that model yet."
-        )
+    lines += [f"{row} {n:5} {done[row]:5}" for row, n in counts.items()]
+    lines += [f"{len(cells)} cells, {done.total()} done, {len(missing)} to compute."]
+    if guesses:
+        minutes = sum(guesses) / at_once / 60
+        lines += [f"About {minutes:.1f} min for {len(guesses)} of them, {at_once} at once."]
+    unknown = len(missing) - len(guesses)
+    if unknown:
+        lines += [f"No estimate for {unknown}: no finished cell of that model yet."]
     return "\n".join(lines)
 
 
 def _alike(cell: Cell) -> list[tuple]:
     """From the most to the least like it: keys of finished cells whose time says something about this one."""
-    by_method = cell.model, cell.method
-    return [
-        (*by_method, cell.dataset, cell.shots),
-        (*by_method, cell.shots),
-        by_method,
-        (cell.model,),
-    ]
+    model, method, shots = cell.model, cell.method, cell.shots
+    return [(model, method, shots, cell.dataset), (model, method, shots), (model, method), (model,)]

@@ -1,26 +1,39 @@
 """Results -> figures: one function a figure, each returns a matplotlib Figure; `save` writes it as a small PNG.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; a method keeps its colour in every figure, and the
-variant with an instruction (†) is the same colour, dashed, with an open marker.
+variant with an instruction (†) is the same colour, dashed, with an open marker. Errors are `MiniCPTError`.
 """
 
+from __future__ import (
+    annotations,
+)  # `Figure` stands in annotations alone: matplotlib is loaded where something is drawn
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+import pandas as pd
 
-from ..pictures import COLOURS, GREY, _panels
-from .tables import METHODS
+from ..errors import MiniCPTError
+from ..pictures import COLOURS, GREY, panels_of
+from .tables import TITLES, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, BAND = "#0072B2", "#F4F4F4"
 
 
-def accuracy_by_shots(summary):
+def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
     """Accuracy (%) against shots, a panel a dataset, bars the 95 % interval of the mean; zero-shot is the dotted line.
 
-    `summary`: the rows of one model (tables.summary); ValueError for several.
+    `summary`: the rows of one model (tables.summary); several are refused.
     """
-    _one(summary[["model"]].to_dict("records"))
+    _one(summary[["model"]])
     datasets, methods = list(summary.dataset.unique()), _in_order(summary.method)
     columns = 3 if len(datasets) < 6 else 5  # the last place of the grid is the legend's
-    figure, panels = _panels(
-        len(datasets) + 1, columns, 4 if columns == 3 else 3.4, 3.2, sharex=True, sharey=True
-    )
+    width = 4 if columns == 3 else 3.4
+    figure, panels = panels_of(len(datasets) + 1, columns, width, 3.2, sharex=True, sharey=True)
     dodged, found = [method for method in methods if method != "zero"], {}
     for panel, dataset in zip(panels, datasets):
         rows = summary[summary.dataset == dataset]
@@ -28,81 +41,58 @@ def accuracy_by_shots(summary):
             if method == "zero":
                 found[method] = panel.axhline(group["mean"].iloc[0], color=GREY, linestyle=":")
                 continue
-            x = group.shots + (dodged.index(method) - (len(dodged) - 1) / 2) / len(
-                dodged
-            )  # shots are two apart
+            aside = dodged.index(method) - (len(dodged) - 1) / 2
+            x = group.shots + aside / len(dodged)  # shots are two apart
             bars = np.nan_to_num([group["mean"] - group.ci_low, group.ci_high - group["mean"]])
-            found[method] = panel.errorbar(
-                x, group["mean"], bars, elinewidth=0.9, linewidth=1.4, **_look(method)
-            )
+            lines = {"elinewidth": 0.9, "linewidth": 1.4}
+            found[method] = panel.errorbar(x, group["mean"], bars, **lines, **_look(method))
         panel.set(title=dataset, xlabel="shots", xticks=sorted(set(summary.shots) - {0}))
         panel.set_ylim(max(0, summary["mean"].min() - 12), min(100, summary["mean"].max() + 12))
         panel.tick_params(labelbottom=True, labelleft=True)
         panel.grid(axis="y", alpha=0.3)
+    handles = [found[method] for method in methods]
     panels[-1].axis("off")
-    panels[-1].legend(
-        [found[method] for method in methods],
-        map(_name, methods),
-        loc="center",
-        ncols=2,
-        frameon=False,
-    )
+    panels[-1].legend(handles, map(title, methods), loc="center", ncols=2, frameon=False)
     figure.supylabel("accuracy (%)")
     return figure
 
 
-def difference_to_icl(paired):
+def difference_to_icl(paired: pd.DataFrame) -> Figure:
     """Forest plot of each method minus ICL on the same seeds: percentage points with 95 % interval, a line at zero.
 
-    `paired`: the rows of one model (tables.paired); ValueError for several. A panel a dataset, a block a shot count.
+    `paired`: the rows of one model (tables.paired); several are refused. A panel a dataset, a block a shot count.
     """
-    _one(paired[["model"]].to_dict("records"))
-    datasets, methods, shots = (
-        list(paired.dataset.unique()),
-        _in_order(paired.method),
-        sorted(set(paired.shots)),
-    )
-    rows = {
-        (k, method): -(i * (len(methods) + 1) + j)
-        for i, k in enumerate(shots)
-        for j, method in enumerate(methods)
-    }
-    figure, panels = _panels(
-        len(datasets), 5, 2.6, 0.21 * (len(rows) + len(shots)) + 1.2, sharex=True, sharey=True
-    )
+    _one(paired[["model"]])
+    datasets, methods = list(paired.dataset.unique()), _in_order(paired.method)
+    shots = sorted(set(paired.shots))
+    block = len(methods) + 1
+    rows = {}
+    for i, k in enumerate(shots):
+        for j, method in enumerate(methods):
+            rows[k, method] = -(i * block + j)
+    height = 0.21 * (len(rows) + len(shots)) + 1.2
+    figure, panels = panels_of(len(datasets), 5, 2.6, height, sharex=True, sharey=True)
     # every interval is seen whole, but for the endless ones of two or three seeds
     widest = paired[["difference", "ci_low", "ci_high"]].abs().max().max()
     reach = min(1.05 * widest, 1.15 * paired.difference.abs().max() + 25)
     for panel, dataset in zip(panels, datasets):
-        panel.axvline(0, color="black", linewidth=1)
+        _forest(panel)
         for row in paired[paired.dataset == dataset].itertuples():
-            bar = np.nan_to_num([[row.difference - row.ci_low], [row.ci_high - row.difference]])
-            panel.errorbar(
-                row.difference, rows[row.shots, row.method], xerr=bar, **_look(row.method)
-            )
+            _bar(panel, row, rows[row.shots, row.method], **_look(row.method))
         panel.set_title(dataset)
         panel.set_xlim(-reach, reach)
-        panel.set_yticks(list(rows.values()), [_name(method) for _, method in rows])
-        panel.tick_params(axis="y", length=0)
+        panel.set_yticks(list(rows.values()), [title(method) for _, method in rows])
         panel.tick_params(axis="x", labelbottom=True)
-        panel.grid(axis="x", alpha=0.3)
         for i, k in enumerate(shots):
-            top = -i * (len(methods) + 1)
-            panel.axhspan(top + 0.5, top - len(methods) + 0.5, color="#F4F4F4", zorder=0)
-            panel.text(
-                0.02,
-                top + 0.55,
-                f"{k} shots",
-                transform=panel.get_yaxis_transform(),
-                fontsize=8,
-                va="bottom",
-            )
-    panels[0].set_ylim(-len(shots) * (len(methods) + 1) + 1, 1.6)
+            top = -i * block
+            panel.axhspan(top + 0.5, top - block + 1.5, color=BAND, zorder=0)
+            _beside(panel, 0.02, top + 0.55, f"{k} shots", "bottom")
+    panels[0].set_ylim(-len(shots) * block + 1, 1.6)
     figure.supxlabel("accuracy difference to ICL (percentage points)")
     return figure
 
 
-def difference_to_cpt(table):
+def difference_to_cpt(table: pd.DataFrame) -> Figure:
     """Forest plot of every variant minus plain CPT (ablations.compare): points with 95 % interval, a block a question.
 
     Filled: separable from zero after the correction for many comparisons; open: not.
@@ -110,108 +100,68 @@ def difference_to_cpt(table):
     rows = table[table.variant != "cpt"]
     new_block = (rows.question != rows.question.shift()).cumsum()
     y = -(np.arange(len(rows)) + 1.0 * new_block.to_numpy())
-    figure, (panel,) = _panels(1, 1, 7.6, 0.21 * (len(rows) + new_block.max()) + 1)
-    panel.axvline(0, color="black", linewidth=1)
+    figure, (panel,) = panels_of(1, 1, 7.6, 0.21 * (len(rows) + new_block.max()) + 1)
+    _forest(panel)
     for at, row in zip(y, rows.itertuples()):
-        bar = np.nan_to_num([[row.difference - row.ci_low], [row.ci_high - row.difference]])
-        panel.errorbar(
-            row.difference,
-            at,
-            xerr=bar,
-            color="#0072B2",
-            marker="o",
-            markersize=5,
-            markerfacecolor="#0072B2" if row.holm < 0.05 else "white",
-        )
+        face = BLUE if row.holm < 0.05 else "white"
+        _bar(panel, row, at, color=BLUE, marker="o", markersize=5, markerfacecolor=face)
     for question, block in rows.assign(y=y).groupby("question"):
-        panel.text(
-            0.01,
-            block.y.max() + 0.6,
-            question,
-            transform=panel.get_yaxis_transform(),
-            fontsize=8,
-            va="center",
-        )
-        panel.axhspan(block.y.min() - 0.5, block.y.max() + 0.3, color="#F4F4F4", zorder=0)
+        _beside(panel, 0.01, block.y.max() + 0.6, question, "center")
+        panel.axhspan(block.y.min() - 0.5, block.y.max() + 0.3, color=BAND, zorder=0)
     panel.set_yticks(y, rows.variant, fontsize=8)
     panel.set_ylim(y.min() - 0.8, y.max() + 1.2)
-    panel.tick_params(axis="y", length=0)
-    panel.grid(axis="x", alpha=0.3)
     panel.set_xlabel("accuracy difference to plain CPT (percentage points)")
     return figure
 
 
-def training_curves(results):
+def training_curves(results: Iterable[dict]) -> Figure:
     """Loss against step (log scale), a panel a trained method: a thin line a seed, the mean over seeds thick.
 
-    `results`: of one model, dataset and number of shots, with history.loss; ValueError for a mixture or none trained.
+    `results`: of one model, dataset and number of shots, with history.loss; a mixture or none trained is refused.
     """
     trained = [result for result in results if result.get("history", {}).get("loss")]
     if not trained:
-        raise ValueError(
-            "no result has a history of losses: zero-shot and ICL do not train, pass a trained method"
+        raise MiniCPTError(
+            "No result has a history of losses: zero-shot and ICL do not train. Pass a trained method."
         )
-    task = _one(
-        [
-            {key: result["config"][key] for key in ("model", "dataset", "labels", "shots")}
-            for result in trained
-        ]
-    )
-    methods = _in_order(result["config"]["method"] for result in trained)
-    figure, panels = _panels(len(methods), 4, 3.0, 2.6, sharex=True, sharey=True)
-    for panel, method in zip(panels, methods):
-        losses = [
-            result["history"]["loss"] for result in trained if result["config"]["method"] == method
-        ]
+    task = _one(_settings(trained, "model", "dataset", "labels", "shots"))
+    by_method = _by_method(trained)
+    figure, panels = panels_of(len(by_method), 4, 3.0, 2.6, sharex=True, sharey=True)
+    for panel, (method, group) in zip(panels, by_method.items()):
+        losses = [result["history"]["loss"] for result in group]
+        shortest = min(map(len, losses))
+        mean = np.mean([loss[:shortest] for loss in losses], axis=0)
+        colour = _look(method)["color"]
         for loss in losses:
-            panel.plot(
-                range(1, len(loss) + 1),
-                loss,
-                color=_look(method)["color"],
-                alpha=0.3,
-                linewidth=0.8,
-            )
-        mean = np.mean([loss[: min(map(len, losses))] for loss in losses], axis=0)
-        panel.plot(range(1, len(mean) + 1), mean, color=_look(method)["color"], linewidth=2)
-        panel.set_title(f"{_name(method)} (seeds: {len(losses)})")
+            panel.plot(range(1, len(loss) + 1), loss, color=colour, alpha=0.3, linewidth=0.8)
+        panel.plot(range(1, shortest + 1), mean, color=colour, linewidth=2)
+        panel.set_title(f"{title(method)} (seeds: {len(losses)})")
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
         panel.tick_params(labelbottom=True, labelleft=True)
-    figure.suptitle(
-        f"{task['model']}, {task['dataset']}, {task['labels']} labels, {task['shots']} shots"
-    )
+    figure.suptitle("{model}, {dataset}, {labels} labels, {shots} shots".format(**task))
     figure.supxlabel("step")
     figure.supylabel("training loss")
     return figure
 
 
-def loss_by_shots(results):
+def loss_by_shots(results: Iterable[dict]) -> Figure:
     """Cross-entropy at the label (log scale) against shots: queries solid, the shots themselves dashed; seeds averaged.
 
-    The paper's Figure 1. `results`: of one model, dataset and kind of labels, with `loss`; ValueError for a mixture.
+    The paper's Figure 1. `results`: of one model, dataset and kind of labels, with `loss`; a mixture is refused.
     """
-    results = [result for result in results if result["config"]["shots"]]
-    task = _one(
-        [
-            {key: result["config"][key] for key in ("model", "dataset", "labels")}
-            for result in results
-        ]
-    )
-    figure, (panel,) = _panels(1, 1, 6.4, 4)
-    for method in _in_order(result["config"]["method"] for result in results):
-        of_method = [result for result in results if result["config"]["method"] == method]
-        shots = sorted({result["config"]["shots"] for result in of_method})
-        for kind, line in (("test", "-"), ("train", "--")):
-            means = [
-                np.mean([r["loss"][kind] for r in of_method if r["config"]["shots"] == k])
-                for k in shots
-            ]
-            label = _name(method) if kind == "test" else None
-            panel.plot(
-                shots, means, **_look(method) | {"linestyle": line, "markersize": 4}, label=label
-            )
-    panel.set(yscale="log", xlabel="examples", ylabel="cross-entropy at the label", xticks=shots)
-    panel.set_title(f"{task['model']}, {task['dataset']}, {task['labels']} labels", fontsize=10)
+    results = [result for result in results if result["config"]["shots"] and "loss" in result]
+    task = _one(_settings(results, "model", "dataset", "labels"))
+    figure, (panel,) = panels_of(1, 1, 6.4, 4)
+    for method, group in _by_method(results).items():
+        look = {**_look(method), "markersize": 4}
+        for kind, line, label in (("test", "-", title(method)), ("train", "--", None)):
+            losses = pd.Series([result["loss"][kind] for result in group])
+            means = losses.groupby([result["config"]["shots"] for result in group]).mean()
+            panel.plot(means.index, means, **{**look, "linestyle": line}, label=label)
+    panel.set(yscale="log", xlabel="examples", ylabel="cross-entropy at the label")
+    panel.set_xticks(means.index)
+    panel.set_title("{model}, {dataset}, {labels} labels".format(**task), fontsize=10)
     panel.grid(alpha=0.3)
     panel.plot([], [], color=GREY, linestyle="-", label="queries (test)")
     panel.plot([], [], color=GREY, linestyle="--", label="the examples (train)")
@@ -219,10 +169,28 @@ def loss_by_shots(results):
     return figure
 
 
-def _look(method):
+def _forest(panel) -> None:
+    """What panels of differences have in common."""
+    panel.axvline(0, color="black", linewidth=1)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(axis="x", alpha=0.3)
+
+
+def _bar(panel, row, y: float, **look) -> None:
+    """A difference with its interval."""
+    reach = np.nan_to_num([[row.difference - row.ci_low], [row.ci_high - row.difference]])
+    panel.errorbar(row.difference, y, xerr=reach, **look)
+
+
+def _beside(panel, x: float, y: float, text: str, va: str) -> None:
+    """The name of a block, x from the panel's left edge."""
+    panel.text(x, y, text, transform=panel.get_yaxis_transform(), fontsize=8, va=va)
+
+
+def _look(method: str) -> dict:
     """Colour, line and marker of a method, as keywords for errorbar."""
     plain = method.removesuffix("_instr")
-    colour = COLOURS.get(plain, "#0072B2")
+    colour = COLOURS.get(plain, BLUE)
     return {
         "color": colour,
         "marker": "o",
@@ -232,20 +200,25 @@ def _look(method):
     }
 
 
-def _name(method):
-    return METHODS.get(method, method)
-
-
-def _in_order(methods):
+def _in_order(methods: Iterable[str]) -> list[str]:
     methods = set(methods)
-    return [method for method in METHODS if method in methods] + sorted(methods - METHODS.keys())
+    return [method for method in TITLES if method in methods] + sorted(methods - TITLES.keys())
 
 
-def _one(rows):
-    """The only setting among the rows (dicts); ValueError if there are several or none."""
-    settings = {tuple(row.items()) for row in rows}
+def _by_method(results: Sequence[dict]) -> dict[str, list[dict]]:
+    groups = {method: [] for method in _in_order(r["config"]["method"] for r in results)}
+    for result in results:
+        groups[result["config"]["method"]].append(result)
+    return groups
+
+
+def _settings(results: Sequence[dict], *keys: str) -> pd.DataFrame:
+    return pd.DataFrame([result["config"] for result in results], columns=list(keys))
+
+
+def _one(rows: pd.DataFrame) -> dict:
+    """The only setting among the rows; several, or none, are refused."""
+    settings = rows.drop_duplicates().to_dict("records")
     if len(settings) != 1:
-        raise ValueError(
-            f"a figure shows one setting, got {[dict(pairs) for pairs in sorted(settings)]}: filter first"
-        )
-    return dict(settings.pop())
+        raise MiniCPTError(f"A figure shows one setting, got {settings}: filter first.")
+    return settings[0]

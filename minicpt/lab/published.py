@@ -5,17 +5,26 @@ another study's baseline) and its evidence into "evidence". `load_published` nam
 """
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..data import ASSETS, TASKS, real_specs
-from ..errors import MiniCPTError
+from ..errors import MiniCPTError, unknown
 from ..methods.registry import METHODS
 
 KEYS = ["model", "dataset", "method", "shots"]  # one row of a table
 NEEDED = {
+    "sources": ["citation", "url"],
     "cells": [*KEYS, "value", "source", "evidence"],
     "statements": ["text", "source", "evidence"],
     "ablations": ["rows", "source", "evidence"],
+}
+NUMBERS = {  # of a cell: what it is, its types, its range
+    "value": ("a percentage", (int, float), 0, 100),
+    "std": ("percentage points or null", (int, float, type(None)), 0, math.inf),
+    "n": ("a number of runs or null", (int, type(None)), 1, math.inf),
+    "shots": ("a number of shots", (int,), 0, math.inf),
 }
 
 
@@ -32,82 +41,42 @@ def load_published(path: str | Path | None = None) -> dict:
         raise MiniCPTError(
             f"{path.name} is not valid JSON: {error}. Often a comma is missing or too many."
         ) from error
+    mistake = next(_mistakes(data), None)
+    if mistake:
+        raise MiniCPTError(f"{path.name}, {mistake}")
+    return data
 
-    def require(fine, entry, problem, remedy):
-        if not fine:
-            raise MiniCPTError(f"{path.name}, {entry}: {problem}; {remedy}")
 
-    def complete(entry, keys, name):
-        require(
-            isinstance(entry, dict),
-            name,
-            f"{entry!r} is no object",
-            f"give one with {', '.join(keys)}",
-        )
-        missing = [key for key in keys if key not in entry]
-        require(
-            not missing,
-            name,
-            f"no {', '.join(missing)}",
-            f"add it: all of {', '.join(keys)} are needed",
-        )
-
-    complete(data, ["sources", "evidence", *NEEDED], "the file")
-    for name, source in data["sources"].items():
-        complete(source, ["citation", "url"], f"sources.{name}")
-    datasets = list(dict.fromkeys([*TASKS, *real_specs()]))
-    valid = {
+def _mistakes(data: dict) -> Iterator[str]:
+    """What is wrong with the file; each check relies on those before it, so only the first mistake is to be read."""
+    yield from _incomplete("the file", data, ["evidence", *NEEDED])
+    names = {
         "source": data["sources"],
         "evidence": data["evidence"],
-        "dataset": datasets,
+        "dataset": [*TASKS, *real_specs()],
         "method": METHODS,
     }
-    for part, i in [(part, i) for part in NEEDED for i in range(len(data[part]))]:
-        entry, name = data[part][i], f"{part}[{i}]"
-        complete(entry, NEEDED[part], name)
-        for key in valid.keys() & entry.keys():
-            require(
-                entry[key] in valid[key],
-                name,
-                f"unknown {key} {entry[key]!r}",
-                f"use {', '.join(valid[key])}",
-            )
     seen = {}
-    for i, cell in enumerate(data["cells"]):
-        for key, fine, what, remedy in (
-            (
-                "value",
-                lambda x: type(x) in (int, float) and 0 <= x <= 100,
-                "percentage",
-                "give a number from 0 to 100",
-            ),
-            (
-                "std",
-                lambda x: x is None or type(x) in (int, float) and x >= 0,
-                "spread",
-                "give percentage points or null",
-            ),
-            (
-                "n",
-                lambda x: x is None or type(x) is int and x > 0,
-                "count",
-                "give the number of runs or null",
-            ),
-            (
-                "shots",
-                lambda x: type(x) is int and x >= 0,
-                "count",
-                "give the number of shots, 0 for zero-shot",
-            ),
-        ):
-            require(
-                fine(cell.get(key)), f"cells[{i}]", f"{key} {cell.get(key)!r} is no {what}", remedy
-            )
-        first = seen.setdefault(tuple(cell[key] for key in KEYS), i)
-        require(
-            first == i,
-            f"cells[{i}]",
-            f"the same cell as cells[{first}]",
-            "keep the one with the better evidence",
-        )
-    return data
+    for part, needed in NEEDED.items():
+        entries = data[part].items() if part == "sources" else enumerate(data[part])
+        for i, entry in entries:
+            place = f"{part}[{i}]"
+            yield from _incomplete(place, entry, needed)
+            for key, valid in names.items():
+                if key in entry and entry[key] not in valid:
+                    yield f"{place}: {unknown(key, entry[key], valid)}"
+            if part != "cells":
+                continue
+            for key, (what, kinds, least, most) in NUMBERS.items():
+                value = entry.get(key)
+                if type(value) not in kinds or value is not None and not least <= value <= most:
+                    yield f"{place}: {key} {value!r} is not {what}; correct it."
+            twin = seen.setdefault(tuple(entry[key] for key in KEYS), place)
+            if twin != place:
+                yield f"{place}: the same cell as {twin}; keep the one with the better evidence."
+
+
+def _incomplete(place: str, entry: object, needed: list[str]) -> Iterator[str]:
+    missing = [key for key in needed if not isinstance(entry, dict) or key not in entry]
+    if missing:
+        yield f"{place}: {', '.join(missing)} is missing; an entry is an object with {', '.join(needed)}."

@@ -54,7 +54,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         verbalizers=None,
         instruction="",
         hp=None,
-        label_score="mean",
+        label_score="sum",
         calibrated=False,
         max_length=None,
         random_state=0,

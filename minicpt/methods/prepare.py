@@ -114,7 +114,7 @@ def require_labels(
     labels = [i for row in rows for i, t in zip(row.ids, row.types) if t and t % LABEL == 0]
     if labels != [i for word in words for i in ids[word]]:
         raise MiniCPTError(
-            "The tokenizer merges a label with the text beside it, so that it has other tokens than as an answer. Put a "
+            "The tokenizer merges a label with the text beside it, and it has other tokens than as an answer. Put a "
             "space or a line end into the template on both sides of the label, or leave the row out."
         )
 
@@ -195,8 +195,8 @@ def read_task(
     lengths = {len(ids) for ids in candidates}
     if label_score == "mean" and len(lengths) > 1:
         warn(
-            f"The label words of {split.task} have {min(lengths)} to {max(lengths)} tokens, and the mean over a label's "
-            "tokens favours the long ones, whose later tokens are easy once the first is given. Use label_score='sum', "
+            f"The label words of {split.task} have {min(lengths)} to {max(lengths)} tokens, and the mean over "
+            "a label's tokens favours the long ones, whose later tokens are easy once the first is given. Use label_score='sum', "
             "the label's probability."
         )
     if spec.instruction and not split.instruction:
