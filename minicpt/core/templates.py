@@ -227,8 +227,8 @@ def label_ids(tokenizer, template: Template, words: Sequence[str]) -> list[list[
     for word, row in zip(words, rows):
         if row.ids[: row.types.index(LABEL)] != rows[0].ids[:first]:
             raise MiniCPTError(
-                f"Before {word!r} the output template {template.output!r} has other tokens than before {words[0]!r}: the "
-                "tokenizer merges it with the label. Put a space or a line end before the {}."
+                f"Before {word!r} the output template {template.output!r} has other tokens than before "
+                f"{words[0]!r}: the tokenizer merges it with the label. Put a space or a line end before the {{}}."
             )
     return [[i for i, t in zip(row.ids, row.types) if t == LABEL] for row in rows]
 

@@ -184,7 +184,7 @@ class IAPTModel(nn.Module):
                 hook.remove()
 
     def _with_slots(self, text: Tensor) -> Tensor:
-        """(B, T) or (B, T, D) -> S more after the leading tokens, which layer 0 replaces: any token that is there will do."""
+        """(B, T) or (B, T, D) -> S more behind the leading tokens; layer 0 replaces them, so any token will do."""
         slots = text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1)
         return torch.cat((text[:, : self.leading], slots, text[:, self.leading :]), dim=1)
 

@@ -133,8 +133,8 @@ def label_token_scores(
                     write(batch[rows], tail, 1, log_p)
     if not all(scores.isfinite().all() for scores in result):
         raise MiniCPTError(
-            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite, which say "
-            "nothing about any label. Load it in float32 or bfloat16 (--dtype); if it already is in float32, its "
+            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not "
+            "finite, which say nothing about any label. Load it in float32 or bfloat16 (--dtype); if it already is in float32, its "
             "weights or the prompt are not finite: load them, or train, again."
         )
     return result

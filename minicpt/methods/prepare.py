@@ -43,7 +43,7 @@ Pair = tuple[str, str | None]  # text, label word
 class Prompt:
     """From text to token ids, for one base model, one task and one method.
 
-    - `words`: the C label words; `candidates`: the ids of each, as it follows a query
+    - `words`: the C label words; `candidates`: the ids of each
     - `limit`: tokens of the longest sequence, label included
     - `before`: tokens that stand before a query (before the context, while there is none yet)
     - `first`: ids that every row begins with: BOS, for the methods that put nothing before a row
@@ -76,7 +76,7 @@ class Prompt:
         return [first + row for row in rows] if self.first else rows
 
     def require_labels(self, rows: Sequence[Encoded], pairs: Sequence[Pair]) -> None:
-        """Raise `MiniCPTError` if a label in the rows, or in a context, has other ids than as an answer."""
+        """Raise `MiniCPTError` if a label of these pairs has other ids than as an answer."""
         ids_of = dict(zip(self.words, self.candidates))
         require_labels(rows, [word for _, word in pairs if word is not None], ids_of)
 
@@ -91,9 +91,8 @@ class Prompt:
         given = [(text, None) for text in texts]
         pairs = self.cut(given, self.longest_text)
         rows = self.encode(pairs)
-        for i, row in enumerate(
-            rows
-        ):  # each by itself: what is left of a text must not depend on its company
+        # each row by itself: what is left of a text must not depend on its company
+        for i, row in enumerate(rows):
             longest = fit_text_length(self.taken, [], [row], self.limit)
             while self.taken + len(rows[i]) > self.limit:
                 pairs[i : i + 1] = self.cut(pairs[i : i + 1], longest)
@@ -196,8 +195,8 @@ def read_task(
     if label_score == "mean" and len(lengths) > 1:
         warn(
             f"The label words of {split.task} have {min(lengths)} to {max(lengths)} tokens, and the mean over "
-            "a label's tokens favours the long ones, whose later tokens are easy once the first is given. Use label_score='sum', "
-            "the label's probability."
+            "a label's tokens favours the long ones, whose later tokens are easy once the first is given. "
+            "Use label_score='sum', the label's probability."
         )
     if spec.instruction and not split.instruction:
         raise MiniCPTError(
