@@ -14,11 +14,12 @@ from test_architectures import ARCHITECTURES, base, batch_of
 import minicpt
 from minicpt import data
 from minicpt.core.templates import Encoded
-from minicpt.core.train import Recipe, train_bilevel
+from minicpt.core.train import Recipe
 from minicpt.dropin import iapt
 from minicpt.engine.scores import label_scores
 from minicpt.errors import MiniCPTError
 from minicpt.methods import fit
+from minicpt.methods.trainers import train_bilevel
 
 FAMILIES = ["GPT2", "GPTJ", "GPTNeoX", "Bloom", "Llama", "Qwen2", "Qwen3"]
 GREEDY = dict(do_sample=False, pad_token_id=0, eos_token_id=None)

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..errors import TrainingDiverged
 
-HOLD_OUT_FROM = 32  # rows
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -66,41 +64,3 @@ def train(
             after_step()
             history.append(mean)
     return history
-
-
-def train_bilevel(
-    loss_of: Callable[[list[int]], Tensor],
-    weights: list[Tensor],
-    architecture: list[Tensor],
-    architecture_lr: float,
-    n_rows: int,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> list[float]:
-    """Minimise over `weights` as `train` does, and over `architecture` with its own learning rate, as DARTS does.
-
-    From 32 rows on a quarter is held out, and each step of the weights on the other rows is followed by a step of the
-    architecture on held-out ones. With fewer rows both take their steps on the same. Source: MiLoRA 3.4.
-    """
-    if n_rows < HOLD_OUT_FROM:
-        groups = [{"params": weights}, {"params": architecture, "lr": architecture_lr}]
-        return train(loss_of, groups, n_rows, recipe, generator)
-    order = torch.randperm(n_rows, generator=generator).tolist()
-    held_out, seen = order[: n_rows // 4], order[n_rows // 4 :]
-    optimizer = torch.optim.AdamW(architecture, lr=architecture_lr, weight_decay=0.0)
-
-    def held_out_step() -> None:
-        batch = torch.randperm(len(held_out), generator=generator)[: recipe.batch_size or None]
-        gradients = torch.autograd.grad(loss_of([held_out[i] for i in batch]), architecture)
-        for parameter, gradient in zip(architecture, gradients):
-            parameter.grad = gradient
-        optimizer.step()
-
-    return train(
-        lambda batch: loss_of([seen[i] for i in batch]),
-        weights,
-        len(seen),
-        recipe,
-        generator,
-        held_out_step,
-    )
