@@ -1,4 +1,4 @@
-"""What a call of the prompted model does: PEFT's `forward` and `generate` with our checks, CPT loss and shared prefix."""
+"""What a call of the prompted model does: PEFT's `forward` and `generate`, our checks, CPT loss and shared prefix."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,15 +21,9 @@ from ..errors import MiniCPTError
 from .outputs import PromptedOutput
 
 # what a call may hold for the shared prefix to serve it; anything else goes to PEFT's forward
-_UNDERSTOOD = {
-    "input_type_mask",
-    "logits_to_keep",
-    "num_items_in_batch",
-    "position_ids",
-    "task_ids",
-    "token_type_ids",
-    "use_cache",
-}
+_UNDERSTOOD = set(
+    "input_type_mask logits_to_keep num_items_in_batch position_ids task_ids token_type_ids use_cache".split()
+)
 _SWITCHES = {
     "output_attentions": False,
     "output_hidden_states": False,
@@ -162,13 +156,10 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     def _asks_for_more(self, mask: Tensor | None, labels: Tensor | None, kwargs: dict) -> bool:
         """Whether the call wants something that only whole rows in one plain pass can give."""
-        model, given = (
-            self.base_model,
-            {name: value for name, value in kwargs.items() if value is not None},
-        )
-        wanted = {
-            name: getattr(model.config, name, default) for name, default in _SWITCHES.items()
-        } | given
+        model = self.base_model
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        switches = {name: getattr(model.config, name, off) for name, off in _SWITCHES.items()}
+        wanted = switches | given
         return (
             not self.shared_prefix
             or bool(given.keys() - _UNDERSTOOD - _SWITCHES.keys())
@@ -206,9 +197,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
         elif labels is not None:
             labels = torch.cat((labels.new_full((len(labels), P), IGNORE), labels), dim=1)
             counted = labels[:, 1:] != IGNORE
-            weights = counted / (
-                counted.sum() if num_items_in_batch is None else num_items_in_batch
-            )
+            items = counted.sum() if num_items_in_batch is None else num_items_in_batch
+            weights = counted / items
         hides = config.peft_type == PeftType.CPT and not all(config.cpt_mask)
         if mask is None and hides:
             mask = torch.ones(queries.shape[:2], device=queries.device)
@@ -218,7 +208,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         reason = why_not_shared(self.base_model)
         if reason:
             self._warn_once(f"The prompt is run anew for every row, which is slower: {reason}.")
-        prompt = self.get_prompt(batch_size=1).to(queries.dtype)
+        prompt = self.get_prompt(batch_size=1)
         use_cache = not torch.is_grad_enabled() if use_cache is None else use_cache
         rows = rows_of_prompt(
             self.base_model, prompt, queries, mask, kept=self._kept, share=not reason
@@ -234,10 +224,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         """One step's inputs, PEFT's; as in `forward`, `cpt_mask` is honoured and the prompt is not run again."""
-        inputs, config = (
-            super().prepare_inputs_for_generation(*args, **kwargs),
-            self.active_peft_config,
-        )
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        config = self.active_peft_config
         if config.peft_type == PeftType.CPT:
             inputs["attention_mask"] = self._mask_context(inputs.get("attention_mask"), config)
         if config.peft_type in ENCODERS and self.shared_prefix:
@@ -246,23 +234,16 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     def _start_from_kept(self, inputs: dict) -> None:
         """At the first step PEFT has put the prompt before every query: put its kept cache there instead."""
-        cache, embeds, mask = (
-            inputs.get(name) for name in ("past_key_values", "inputs_embeds", "attention_mask")
-        )
-        P = len(self.prompt_tokens[self.active_adapter])
-        if (
-            embeds is None
-            or type(cache) is not DynamicCache
-            or cache.get_seq_length()
-            or self.base_model.training
-        ):
+        cache, embeds = inputs.get("past_key_values"), inputs.get("inputs_embeds")
+        mask, model = inputs.get("attention_mask"), self.base_model
+        if embeds is None or type(cache) is not DynamicCache or cache.get_seq_length():
             return
-        if (mask is None or mask.dim() == 2) and not why_not_shared(self.base_model):
-            prefix = self._kept.get(
-                self.base_model, embeds[:1, :P], None if mask is None else mask[:1, :P]
-            )
-            cache.layers = prefix.branch(len(embeds)).layers
-            inputs["inputs_embeds"] = embeds[:, P:]
+        if model.training or (mask is not None and mask.dim() != 2) or why_not_shared(model):
+            return
+        P = len(self.prompt_tokens[self.active_adapter])
+        prefix = self._kept.get(model, embeds[:1, :P], None if mask is None else mask[:1, :P])
+        cache.layers = prefix.branch(len(embeds)).layers
+        inputs["inputs_embeds"] = embeds[:, P:]  # (B, P+T, D) -> (B, T, D)
 
     def _cpt_forward(self, input_ids, inputs_embeds, peft_config, task_ids, batch_size, **kwargs):
         """Run [context, query] and, given labels, the loss over both. Source: PEFT `_cpt_forward`.
@@ -282,7 +263,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
                 )
             labels, types = self._label_context(labels, types, peft_config, inputs_embeds)
         prompt = self.get_prompt(batch_size=batch_size).to(inputs_embeds.dtype)
-        inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)
+        inputs_embeds = torch.cat((prompt, inputs_embeds), dim=1)  # (B, P+T, D)
         mask = kwargs.pop("attention_mask")
         if mask is None and not all(peft_config.cpt_mask):
             mask = torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device)

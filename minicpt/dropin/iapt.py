@@ -184,7 +184,7 @@ class IAPTModel(nn.Module):
                 hook.remove()
 
     def _with_slots(self, text: Tensor) -> Tensor:
-        """(B, T) or (B, T, D) -> S more behind the leading tokens; layer 0 replaces them, so any token will do."""
+        """(B, T) or (B, T, D) -> S more after the leading tokens, which layer 0 replaces: any token will do."""
         slots = text[:, :1].repeat_interleave(self.num_virtual_tokens, dim=1)
         return torch.cat((text[:, : self.leading], slots, text[:, self.leading :]), dim=1)
 
@@ -192,8 +192,8 @@ class IAPTModel(nn.Module):
         """The attention mask with the slots; leading tokens must be real ones, so that the slots stand at one place."""
         if not text[:, : self.leading].all():
             raise MiniCPTError(
-                f"IAPT's soft tokens stand after the first {self.leading} tokens, but a row begins with padding. "
-                "Pad on the right, or generate for one text at a time."
+                f"IAPT's soft tokens stand after the first {self.leading} tokens (leading), but a row begins with "
+                "padding. Pad on the right, or generate for one text at a time."
             )
         return F.pad(text, (self.num_virtual_tokens, 0), value=1)
 

@@ -5,14 +5,11 @@
 Exactly the plain forward of [prompt, query] rows, by a causal model's own definition: no prompt token sees a query.
 The head runs where a loss or a score needs it and nowhere else, inside the model's own forward, so that soft-caps and
 logit scales stay the model's. With dropout (training mode) the rows share the prefix's mask.
-
-Words: the *prompt* is embeddings that stand before every query; the *prefix* is what rows share, once it has been run;
-the *rest* of a row is what comes after the prefix.
+The *prompt* stands before every query; the *prefix* is what rows share, already run; a row's *rest* comes after it.
 """
 
 import copy
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,17 +23,14 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
 
-# sharing costs a second pass through the layers; below this many saved tokens it does not pay (tests/bench)
-WORTH_SHARING = 64
-
-# ---- one pass through the model ------------------------------------------------------------------------------------
+WORTH_SHARING = (
+    64  # tokens saved; below, the second pass through the layers does not pay (tests/bench)
+)
 
 
 class Run(NamedTuple):
-    """What a pass of T tokens in B rows gives.
-
-    `logits` (B, n, V) of the n picked tokens of each row; `hidden` (B, T, D), as the head would see it; `cache`, the
-    keys and values of these tokens and of all before them, None if nobody asked for it.
+    """What a pass of T tokens in B rows gives: the picked tokens' `logits` (B, n, V), `hidden` (B, T, D) as the head
+    would see it, and `cache`, the keys and values of these tokens and all before them, None if nobody asked for it.
     """
 
     logits: Tensor
@@ -49,71 +43,51 @@ def nothing(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 0 D"]:
     return hidden[:, :0]
 
 
-def run(
-    model,
-    embeds: Float[Tensor, "B T D"],
-    mask: Tensor | None = None,
-    cache: Cache | None = None,
-    *,
-    pick: Callable[[Tensor], Tensor] = nothing,
-    use_cache: bool = True,
-    **kwargs,
-) -> Run:
-    """Run tokens after those of `cache`, `mask` (B, both) 0/1; the head sees `pick(hidden)` and nothing else."""
+def run(model, embeds, mask=None, cache=None, *, pick=nothing, use_cache=True, **kwargs) -> Run:
+    """Run tokens (B, T, D) after those of `cache`, `mask` (B, both) 0/1; the head sees `pick(hidden)` alone."""
     seen = []
 
     def before_the_head(module, args):
-        hidden = args[0]  # (B, T, D)
-        seen.append(hidden)
-        return (pick(hidden), *args[1:])
+        seen.append(args[0])  # (B, T, D)
+        return (pick(args[0]), *args[1:])
 
     if cache is not None:
         kwargs["past_key_values"] = cache
+    kwargs |= {"use_cache": use_cache, "return_dict": True}
     hook = model.get_output_embeddings().register_forward_pre_hook(before_the_head)
     try:
-        output = model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
+        output = model(inputs_embeds=embeds, attention_mask=mask, **kwargs)
     finally:
         hook.remove()
     return Run(output.logits, seen[0], output.get("past_key_values"))
 
 
-def run_on_any_token(
-    model, pick: Callable[[Tensor], Tensor] = nothing, use_cache: bool = False
-) -> Run:
-    """Run one token for what the model does besides: its head, its kind of cache. Draws no randomness."""
+def run_any_tokens(model, n: int = 1, *, pick=nothing, use_cache: bool = False) -> Run:
+    """Run n tokens for what the model does besides: its head, its kind of cache. Draws no randomness."""
     weight = model.get_input_embeddings().weight
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
-        token = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        return run(model, token, pick=pick, use_cache=use_cache)
+        return run(model, weight.new_zeros(1, n, weight.shape[1]), pick=pick, use_cache=use_cache)
 
 
 def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
     """Logits of hidden states by the model's own head, caps and scales included."""
-    return run_on_any_token(model, lambda _: hidden).logits
+    return run_any_tokens(model, pick=lambda _: hidden).logits
 
 
-# ---- what rows can share -------------------------------------------------------------------------------------------
-
-# model -> layers of its cache after one token, None if it keeps no cache
-_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+FEW = 4  # tokens: IAPT wants more than a BOS
+_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> after FEW tokens
 
 
 def _cache_layers(model) -> list | None:
     if model not in _CACHE_LAYERS:
         with torch.no_grad():
-            cache = run_on_any_token(model, use_cache=True).cache
+            cache = run_any_tokens(model, FEW, use_cache=True).cache
         _CACHE_LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
     return _CACHE_LAYERS[model]
 
 
 def why_not_shared(model) -> str | None:
-    """Say why a prefix cannot be shared on this model, None if it can; the first call for a model runs one token."""
+    """Say why this model cannot share a prefix, None if it can; a model's first call runs a few tokens."""
     if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         return "gradient checkpointing is on, and transformers then keeps no cache"
     rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
@@ -129,8 +103,9 @@ def why_not_shared(model) -> str | None:
 
 def tokens_remembered(model) -> float:
     """Count the tokens of text that the model's cache holds before a sliding window drops the first; inf without."""
-    # one token has been run, and what the model puts before it (IAPT); a window of w keeps w - 1
-    room = [x.sliding_window - x.get_seq_length() for x in _cache_layers(model) if x.is_sliding]
+    # a window of w keeps w - 1 tokens, among them what the model puts before the text (IAPT)
+    own = max(x.get_seq_length() for x in _cache_layers(model)) - FEW
+    room = [x.sliding_window - 1 - own for x in _cache_layers(model) if x.is_sliding]
     return float(min(room, default=torch.inf))
 
 
@@ -145,9 +120,9 @@ class Prefix:
     hidden: Tensor | None = None
 
     def branch(self, copies: int, rows: slice = slice(None), padding: int = 0) -> Cache:
-        """Repeat each row of the cache, or each of some `rows` without their last `padding` tokens, `copies` times.
+        """Repeat each row, or each of some `rows` without their last `padding` tokens, `copies` times, in a new cache.
 
-        Copies of a single row share its memory; gradients add up. The original stays as it is.
+        Copies of a single row share its memory; gradients add up.
         """
         cache = copy.copy(self.cache)
         # update() binds new tensors, it writes into none
@@ -164,8 +139,8 @@ class Prefix:
         """The hidden states; raises `MiniCPTError` if there are none."""
         if self.hidden is None:
             raise MiniCPTError(
-                "A label stands right after a prefix without hidden states (a trained cache), so there is "
-                "nothing to predict it from. Use a template with words before the label, or a BOS token."
+                "A label stands right after a prefix without hidden states (a trained cache): nothing predicts it. "
+                "Use a template with words before the label, or a BOS token."
             )
         return self.hidden
 
@@ -195,45 +170,33 @@ class KeptPrefix:
 
     def clear(self) -> None:
         """Forget the prefix."""
-        self._origin, self._prefix = None, None
+        self._origin, self._prefix = ([], [], []), None
 
     @torch.no_grad()
     def get(self, model, prompt: Float[Tensor, "1 P D"], mask: Tensor | None) -> Prefix:
         """The prefix of this prompt on this model as it is now, run only if the kept one is another's."""
         mask = None if mask is None or mask.all() else mask.long()
         origin = _origin(model, prompt, mask)
-        if self._origin is None or not _same(self._origin, origin):
+        (_, things, tensors), (_, now, tensors_now) = self._origin, origin
+        if things != now or not all(map(torch.equal, tensors, tensors_now)):
             self.clear()  # first, so that two caches never need room at once
             result = run(model, prompt, mask)
             self._origin, self._prefix = origin, Prefix(result.cache, result.hidden)
         return self._prefix
 
 
-def _origin(model, prompt: Tensor, mask: Tensor | None) -> tuple[list, list]:
-    """What a prefix comes from: objects and numbers to compare one by one, and tensors to compare by value."""
-    # a new reference to the same object is the old one, so `is` will do
-    things: list = [weakref.ref(model)]
-    for w in (*model.parameters(), *model.buffers()):
-        # the storage's reference keeps its address from being used again, so equal means: the same memory
-        version = -1 if w.is_inference() else w._version
-        things += [weakref.ref(w), StorageWeakRef(w.untyped_storage()), version]
+def _origin(model, prompt: Tensor, mask: Tensor | None) -> tuple[list, list, list[Tensor]]:
+    """What a prefix comes from: references to keep alive, things to compare by ==, tensors to compare by value."""
+    weights = [*model.parameters(), *model.buffers()]
+    # a new weak reference to the same object is the old one: as long as that lives, their ids tell objects apart
+    references = [weakref.ref(x) for x in (model, *weights)]
+    # the storage's reference keeps its address from being used again, so equal means: the same memory
+    things = [StorageWeakRef(w.untyped_storage()) for w in weights]
+    things += [-1 if w.is_inference() else w._version for w in weights]
     device = prompt.device.type
     autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    things += [prompt.dtype, prompt.device, *autocast, mask is None]
-    return things, [prompt.clone()] if mask is None else [prompt.clone(), mask]
-
-
-def _same(before: tuple[list, list], now: tuple[list, list]) -> bool:
-    (things, tensors), (things_now, tensors_now) = before, now
-    if len(things) != len(things_now):
-        return False
-    for a, b in zip(things, things_now):
-        if a is not b if isinstance(a, weakref.ref) else a != b:
-            return False
-    return all(torch.equal(a, b) for a, b in zip(tensors, tensors_now))
-
-
-# ---- rows of [prompt, query] ---------------------------------------------------------------------------------------
+    things += [*map(id, references), prompt.dtype, prompt.device, autocast, mask is None]
+    return references, things, [prompt.clone()] if mask is None else [prompt.clone(), mask]
 
 
 @dataclass(frozen=True)
@@ -281,6 +244,7 @@ def rows_of_prompt(
     """
     if prompt is None or isinstance(prompt, Prefix):
         return Rows(prompt, queries, mask)
+    prompt = prompt.to(queries.dtype)
     (B, T), P, common = queries.shape[:2], prompt.shape[1], 0
     if share and kept is not None and not torch.is_grad_enabled() and not model.training:
         return Rows(kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries, mask)
@@ -291,9 +255,8 @@ def rows_of_prompt(
         common = min(int(same.long().cumprod(0).sum()), T - 1)  # every row keeps a token of its own
     n = P + common
     if not share or B == 1 or (B - 1) * n < WORTH_SHARING:
-        return Rows(
-            None, torch.cat((prompt.expand(B, -1, -1), queries), dim=1), mask
-        )  # (B, P+T, D)
+        rest = torch.cat((prompt.expand(B, -1, -1), queries), dim=1)  # (B, P+T, D)
+        return Rows(None, rest, mask)
     shared = torch.cat((prompt, queries[:1, :common]), dim=1)  # (1, n, D)
     result = run(model, shared, None if mask is None else mask[:1, :n])
     return Rows(Prefix(result.cache, result.hidden), queries[:, common:], mask)
@@ -313,9 +276,7 @@ def weighted_loss(
     """
     P = labels.shape[1] - rows.rest.shape[1]
     counted = weights != 0  # (B, S-1)
-    shared = (
-        counted[:, :P].any(0).nonzero()[:, 0]
-    )  # (n,) tokens of the prefix that count in some row
+    shared = counted[:, :P].any(0).nonzero()[:, 0]  # (n,) of the prefix, counted in some row
     row, column = counted[:, P:].nonzero(as_tuple=True)  # (m,) and (m,), of the rests
 
     def at_labels(hidden):
@@ -357,6 +318,5 @@ def loss_after(
     mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)
     weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
     queries = model.get_input_embeddings()(ids)  # (B, T, D)
-    prompt = prompt.to(queries.dtype) if isinstance(prompt, Tensor) else prompt
     rows = rows_of_prompt(model, prompt, queries, mask, share=share)
     return weighted_loss(model, rows, labels, weights)[0]

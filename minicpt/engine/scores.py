@@ -104,9 +104,10 @@ def label_token_scores(
     """
     P = 0 if prefix is None else tokens_of(prefix)
     _check_empty(prefix, P, queries)
-    beginnings = sorted({tuple(ids[:-1]) for ids in candidates} - {()})
-    share = (P > 0 or bool(beginnings)) and why_not_shared(model) is None
-    branch = share and bool(beginnings)
+    beginnings = sorted({tuple(ids[:-1]) for ids in candidates})
+    several = beginnings != [()]
+    share = (P > 0 or several) and why_not_shared(model) is None
+    branch = share and several
     padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
     kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
 
@@ -118,7 +119,7 @@ def label_token_scores(
                 columns = list(range(len(tokens)))
                 scores[batch, first : first + len(tokens)] = log_p[:, columns, tokens].cpu()
 
-    for beginning in [()] if branch else sorted({tuple(ids[:-1]) for ids in candidates}):
+    for beginning in [()] if branch else beginnings:
         for batch in _batches(queries, batch_size, padded):
             encoded = [queries[n] + _label(beginning) for n in batch]
             log_p, cache = _run_queries(
@@ -127,15 +128,15 @@ def label_token_scores(
             write(batch, beginning, 0, log_p)
             if branch:
                 lengths = [len(row) for row in encoded]
-                for rows, tail, log_p in _run_beginnings(
-                    model, cache, lengths, beginnings, batch_size
-                ):
+                tails = [tail for tail in beginnings if tail]
+                for part in _run_beginnings(model, cache, lengths, tails, batch_size):
+                    rows, tail, log_p = part
                     write(batch[rows], tail, 1, log_p)
     if not all(scores.isfinite().all() for scores in result):
         raise MiniCPTError(
-            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not "
-            "finite, which say nothing about any label. Load it in float32 or bfloat16 (--dtype); if it already is in float32, its "
-            "weights or the prompt are not finite: load them, or train, again."
+            f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite. "
+            "Load it in float32 or bfloat16 (--dtype). If that is what it is in, its weights or the prompt are not "
+            "finite: load them, or train, again."
         )
     return result
 
@@ -183,8 +184,7 @@ def _run_queries(
     ids, mask, types = collate(encoded)  # (B, T), padding last
     mask = torch.cat((torch.ones(B, P, dtype=mask.dtype), mask), dim=1)  # (B, P+T)
     embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
-    prompt = prefix.to(embeds.dtype) if isinstance(prefix, Tensor) else prefix
-    rows = rows_of_prompt(model, prompt, embeds, mask.to(model.device), kept=kept, share=share)
+    rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
     ends = torch.tensor([before + len(row) for row in encoded])
     columns = ends[:, None] - n_label - 1 + torch.arange(n_label + 1)  # (B, n), of the rests

@@ -36,7 +36,11 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
         }
     elif isinstance(model, IAPTModel):
         config, tensors = model.peft_config["default"], model.trained()
-        iapt = {"num_virtual_tokens": config.num_virtual_tokens, "bottleneck": config.bottleneck}
+        iapt = {
+            "num_virtual_tokens": config.num_virtual_tokens,
+            "bottleneck": config.bottleneck,
+            "leading": config.leading,
+        }
     elif isinstance(prefix, Prefix):
         tensors = cache_to_tensors(prefix)
     elif prefix is not None:

@@ -156,7 +156,11 @@ def train_iapt(job: Job) -> Fitted:
     """IAPT on the query alone: the instruction that its generators read is the filled-in template up to the label."""
     from ..dropin.model import IAPTConfig, get_peft_model
 
-    config = IAPTConfig(num_virtual_tokens=job.hp["tokens"], bottleneck=job.hp["bottleneck"])
+    config = IAPTConfig(
+        num_virtual_tokens=job.hp["tokens"],
+        bottleneck=job.hp["bottleneck"],
+        leading=len(job.base.leading),
+    )
     model = get_peft_model(job.base.model, config)
 
     def loss_of(chosen: list[int]) -> Tensor:
