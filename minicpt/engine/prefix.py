@@ -23,9 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
 
-WORTH_SHARING = (
-    64  # tokens saved; below, the second pass through the layers does not pay (tests/bench)
-)
+WORTH_SHARING = 64  # tokens saved; below, a second pass through the layers does not pay
 
 
 class Run(NamedTuple):

@@ -171,13 +171,13 @@ def _fit_and_score(cell: Cell, base: BaseModel, split: Split, rows_at_once: int)
             cell.max_length,
             rows_at_once=rows_at_once,
         )
+        fitted = time.perf_counter()
+        rows = [*split.queries, *split.shots]
+        try:
+            raw, calibrated = predictor.scores([text for text, _ in rows])
+        finally:
+            predictor.close()
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
-    fitted = time.perf_counter()
-    rows = [*split.queries, *split.shots]
-    try:
-        raw, calibrated = predictor.scores([text for text, _ in rows])
-    finally:
-        predictor.close()
     truth = [split.classes.index(label) for _, label in rows]
     losses = -raw[range(len(rows)), truth]  # cross-entropy over the whole vocabulary, at the label
     n = len(split.queries)

@@ -100,9 +100,8 @@ class Prompt:
                 longest -= 1
         n_cut = sum(a != b for a, b in zip(given, pairs))
         if n_cut:
-            warn(
-                f"{n_cut} of {len(rows)} texts were cut at their end, so that the prompt fits into {self.limit} tokens."
-            )
+            where = f"so that the prompt fits into {self.limit} tokens"
+            warn(f"{n_cut} of {len(rows)} texts were cut at their end, {where}.")
         return rows
 
 
