@@ -181,13 +181,15 @@ def check_install(args) -> int:
     """Versions, device, one forward pass and one CPT step, in less than half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    needed = "torch transformers peft datasets jupyterlab matplotlib papermill nbval pytest"
-    for package in needed.split():
+    needed = "torch transformers peft datasets jupyterlab matplotlib papermill".split()
+    for package in [*needed, "nbval", "pytest"]:
         try:
             print(f"{package:13} {version(package)}")
         except PackageNotFoundError:
-            print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[test]'`")
-            return 1
+            if package in needed:
+                print(f"{package:13} MISSING: run `make setup`, or `pip install -e '.[test]'`")
+                return 1
+            print(f"{package:13} not here: only the tests need it")
     base, split = load_base(), make_split(load_task("trec"), 4, seed=0, n_test=4)
     print(f"{'device':13} {base.device}")
     loss = fit("cpt", base, split, {"epochs": 1}).history[0]
