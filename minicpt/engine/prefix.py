@@ -109,10 +109,7 @@ def tokens_remembered(model) -> float:
 
 @dataclass
 class Prefix:
-    """What running P tokens leaves behind: `cache`, and `hidden` (1, P, D), as the head would see it.
-
-    A cache that was trained itself (CT-KV) has no hidden states.
-    """
+    """What running P tokens leaves: `cache`, and `hidden` (1, P, D) as the head would see it, None for a trained cache."""
 
     cache: Cache
     hidden: Tensor | None = None
