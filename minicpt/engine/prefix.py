@@ -109,7 +109,7 @@ def tokens_remembered(model) -> float:
 
 @dataclass
 class Prefix:
-    """What running P tokens leaves: `cache`, and `hidden` (1, P, D) as the head would see it (None: a trained cache)."""
+    """What running P tokens leaves: `cache`, and `hidden` (1, P, D) as the head would see it; None, a trained cache."""
 
     cache: Cache
     hidden: Tensor | None = None
