@@ -214,7 +214,7 @@ def test_words_that_cannot_tell_the_labels_apart(rows):
     with pytest.raises(MiniCPTError, match="labels .* and .* share the word '1'"):
         small("icl").fit(texts, [1, "1"] * 10)
     with pytest.raises(
-        MiniCPTError, match="same tokens"
+        MiniCPTError, match="same first token"
     ):  # "first" sees the space before a digit alone
         small("icl", label_score="first").fit(texts, [0, 1] * 10)
     small("icl").fit(texts, [0, 1] * 10)

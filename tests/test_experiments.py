@@ -52,12 +52,13 @@ def test_the_key_names_everything_that_matters():
         dict(n_test=9),
         dict(dtype="bfloat16"),
         dict(per_class=True),
-        dict(label_score="sum"),
+        dict(label_score="mean"),
+        dict(bos=False),
         dict(max_length=100),
         dict(hp=(("lr", 1.0),)),
     ):
         keys.add(replace(CELL, **change).key())
-    assert len(keys) == 12
+    assert len(keys) == 13
     assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
     assert (
         replace(CELL, data_dir="elsewhere").key() == replace(CELL, device="cpu").key() == CELL.key()
@@ -171,7 +172,7 @@ def test_a_row_of_another_split_or_configuration_is_not_taken(exported, tmp_path
     with pytest.warns(UserWarning, match="1 rows of cells.csv come from other splits"):
         assert store.refill(file, cells) == 2
     assert store.get(cells[2]) is None
-    for change in (dict(hp=(("lr", 1.0),)), dict(dtype="bfloat16"), dict(label_score="sum")):
+    for change in (dict(hp=(("lr", 1.0),)), dict(dtype="bfloat16"), dict(label_score="mean")):
         assert Store(tmp_path / "third").refill(file, [replace(c, **change) for c in cells]) == 0
 
 

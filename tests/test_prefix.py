@@ -516,7 +516,7 @@ def test_scores_are_the_plain_forwards(name, padding):
             inputs = torch.cat((prompt, embed(tokens[mask.bool()]), embed(torch.tensor(candidate))))
             log_p = wrapped.base_model(inputs_embeds=inputs[None]).logits[0].log_softmax(-1)
             n = len(candidate)
-            expected[row, c] = log_p[-n - 1 : -1].gather(1, torch.tensor(candidate)[:, None]).mean()
+            expected[row, c] = log_p[-n - 1 : -1].gather(1, torch.tensor(candidate)[:, None]).sum()
     scores = wrapped.score(batch["input_ids"], candidates, batch["attention_mask"])
     torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
 

@@ -65,7 +65,11 @@ def oracle(tok, template, rows):
         for i, (a, b) in enumerate(encoded["offset_mapping"])
         if string[max(a, start) : min(b, end)].strip()
     ]
-    return encoded["input_ids"][: inside[-1] + 1], inside[0]
+    first = inside[0]
+    before, itself = (string[slice(*encoded["offset_mapping"][i])] for i in (first - 1, first))
+    if set(before) == {" "} and not itself.startswith(" "):
+        first -= 1  # a space that is a token of its own is the label's
+    return encoded["input_ids"][: inside[-1] + 1], first
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,6 +101,18 @@ def test_a_label_has_the_same_ids_in_a_context_in_a_training_row_and_as_a_candid
         require_labels(rows, [word for _, word in SHOTS], labels)
         for row, (_, word) in zip(rows, SHOTS):
             assert [i for i, t in zip(row.ids, row.types) if t == LABEL] == labels[word]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_before_the_answer_is_the_same_whether_its_space_is_a_token_or_not(kind):
+    tok = tokenizer(kind)
+    words = ["positive", "1", "b", "?"]
+    words = [word for word in words if tok.unk_token_id not in tok(word)["input_ids"]]
+    labels = label_ids(tok, Template(), words)
+    assert len({tuple(ids) for ids in labels}) == len(words)
+    whole = tok("input: a\noutput: ", add_special_tokens=False)["input_ids"]
+    (row,) = encode(tok, Template(), [("a", None)], next_label="1")
+    assert row.ids == whole[: len(row)] and tok.decode(row.ids).rstrip().endswith(":")
 
 
 def test_llama_2_like_labels_have_no_space_piece_of_their_own():

@@ -7,7 +7,9 @@ The rule for such a token:
 
 1. A token that holds a character of a label, other than a space, is the label's.
 2. Otherwise it belongs to the part that gives it most characters other than spaces, on a tie to the first of them.
-3. A token of spaces alone belongs to the part that gives it most spaces, on a tie to the first of them.
+3. A token of spaces alone belongs to the part that gives it most spaces, on a tie to the first of them; but right
+   before a label that has no space in its first token it is the label's. For " good" may be one token where " 1" is
+   two, and what comes before the answer must be the same for both.
 
 The seam. All queries share one context, so its ids must not depend on the query that follows. They are those that the
 context has before a query whose text is "a"; a token that reaches into the query is the query's. Every query is then
@@ -144,6 +146,15 @@ def lay_roles(tokenizer, rows: Sequence[Sequence[Part]], start: int = 0) -> list
             same = owners[0] == owners[-1]
             owner = owners[0] if same else _owner(string[begin:end], owners, parts)
             types.append(parts[owner][1])
+        for i in range(len(types) - 1, 0, -1):
+            starts_with_letter = string[offsets[first + i][0]] != " "
+            is_label = types[i] > 0 and types[i] % LABEL == 0
+            if (
+                is_label
+                and starts_with_letter
+                and set(string[slice(*offsets[first + i - 1])]) == {" "}
+            ):
+                types[i - 1] = types[i]
         crossing = first > 0 and offsets[first - 1][1] > start
         result.append((ids[first:], types, offsets[first:], crossing))
     return result
