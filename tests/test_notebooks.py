@@ -250,11 +250,11 @@ def tiny_store(tmp_path_factory):
 @pytest.mark.slow
 def test_report_of_a_store(tiny_store, tmp_path):
     """What `table --report` does: papermill of notebook 11 on a store, figures beside it, and the HTML."""
-    from minicpt.__main__ import report
+    from minicpt.lab.report import run_notebook
 
     folder = tmp_path / "a store with spaces"
     shutil.copytree(tiny_store.folder, folder)
-    paths = report(folder, "A few shots")
+    paths = run_notebook(folder, "A few shots")
     text = paths["html"].read_text(encoding="utf-8")
     figures = {"accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}
     assert {path.name for path in folder.glob("*.png")} == figures <= paths.keys()
