@@ -165,7 +165,7 @@ def tasks(args) -> int:
     for name, spec in real_specs().items():
         print(f"{name:8}  --data real: {spec['hub']} ({len(spec['verbalizers'])} classes)")
     print(
-        "Your own: a path to <name>.json, with the rows in <name>.jsonl beside it (see the README)."
+        "Your own: a path to <name>.json, with the rows in <name>.jsonl beside it (see docs/own_task.md)."
     )
     return 0
 

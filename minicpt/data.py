@@ -64,7 +64,7 @@ def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
     missing = sorted(set(parts) - set(spec["templates"]))
     if missing:
         raise MiniCPTError(
-            f'"templates" lacks {missing}; each is a list of strings, see the README.'
+            f'"templates" lacks {missing}; each is a list of strings, see docs/own_task.md.'
         )
     pools = [spec["templates"][part] for part in parts]
     templates = [Template(*chosen) for chosen in product(*pools)]

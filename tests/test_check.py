@@ -67,11 +67,10 @@ def test_exercises_are_in_form(path):
         number = f"{path.stem[:2]}.{k}"
         assert task.source.startswith(f"### Exercise {number}: ")
         assert getattr(check, name_of(test)).exercise == number
-        assert (
-            task.source.count("<details><summary>Hint</summary>")
-            == task.source.count("</details>")
-            == 1
-        )
+        hints = re.findall(r"<details><summary>Hint( \d)?</summary>", task.source)
+        stages = [f" {stage}" for stage in range(1, len(hints) + 1)] if len(hints) > 1 else [""]
+        assert hints == stages
+        assert task.source.count("</details>") == len(hints)
         assert "*Expected figure:*" in task.source
 
 

@@ -177,19 +177,11 @@ def test_file_is_small_and_from_no_machine(book):
     assert not ABSOLUTE.search(without_images), ABSOLUTE.search(without_images)
 
 
-@pytest.mark.parametrize("source", ["minicpt/__main__.py", "Makefile"])
+@pytest.mark.parametrize("source", ["command line", "Makefile"])
 def test_parameters_passed_to_papermill_exist(source):
     """A misspelt parameter is only a warning for papermill: the report would silently be another one."""
-    path = ROOT / source
-    if not path.exists():
-        pytest.skip(f"no {source}")
-    text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
-    if source.endswith(".py"):
-        passed = {
-            ("11_reproduce_tables", name) for name in re.findall(r'"-[pry]",\s*"(\w+)"', text)
-        }
-        assert passed
-    else:
+    if source == "Makefile":
+        text = re.sub(r"\\\n", " ", (ROOT / source).read_text(encoding="utf-8"))
         lines = [line for line in text.splitlines() if "papermill" in line]
         passed = {
             (book, name)
@@ -197,6 +189,13 @@ def test_parameters_passed_to_papermill_exist(source):
             for book in re.findall(r"(\w+)\.ipynb", line)[:1]
             for name in re.findall(r"\s-[pry] (\w+)", line)
         }
+    else:
+        report = (ROOT / "minicpt" / "lab" / "report.py").read_text(encoding="utf-8")
+        names = re.findall(r'"-r", "(\w+)"', report) + re.findall(r'name in \("(\w+)"', report)
+        main = (ROOT / "minicpt" / "__main__.py").read_text(encoding="utf-8")
+        names += re.findall(r'run_notebook\(.*, "(\w+)"\)', main)
+        assert names == ["title", "store", "ablations"]
+        passed = {("11_reproduce_tables", name) for name in names}
     for stem, name in passed:
         book = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
         assert name in assigned(tagged(book, "parameters")[0].source), (
@@ -251,11 +250,11 @@ def tiny_store(tmp_path_factory):
 @pytest.mark.slow
 def test_report_of_a_store(tiny_store, tmp_path):
     """What `table --report` does: papermill of notebook 11 on a store, figures beside it, and the HTML."""
-    from minicpt.__main__ import report
+    from minicpt.lab.report import run_notebook
 
     folder = tmp_path / "a store with spaces"
     shutil.copytree(tiny_store.folder, folder)
-    paths = report(folder, "A few shots")
+    paths = run_notebook(folder, "A few shots")
     text = paths["html"].read_text(encoding="utf-8")
     figures = {"accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}
     assert {path.name for path in folder.glob("*.png")} == figures <= paths.keys()

@@ -1,4 +1,4 @@
-"""Checkers of notebook 01: a prompt is a string; a label's score is a mean of log-probabilities."""
+"""Checkers of notebook 01: a prompt is a string; a label's score is the log-probability of the whole label."""
 
 import torch
 
@@ -89,7 +89,7 @@ def write_prompt(student, generator):
 
 @checker("01.2")
 def label_score(student, generator):
-    """The mean log-probability of the label's tokens, each read one position before it."""
+    """The log-probability of the label: the sum over its tokens, each read one position before it."""
     import matplotlib.pyplot as plt
 
     for n_label in (1, 3, 2):
@@ -103,32 +103,29 @@ def label_score(student, generator):
                 [values[min(first + t, len(values) - 1), token] for t, token in enumerate(label)]
             )
 
-        want = at(n_prompt - 1).mean()
+        want = at(n_prompt - 1).sum()
         wrong = {
             "off by one: the logits at position t say what comes at t + 1, so the label's first "
-            "token is read at the prompt's last position.": at(n_prompt).mean(),
+            "token is read at the prompt's last position.": at(n_prompt).sum(),
             "off by one to the other side: you read two positions before the label.": at(
                 n_prompt - 2
-            ).mean(),
-            "it is the sum over the label's tokens; take the mean, or "
-            "long labels are at a disadvantage.": (at(n_prompt - 1).sum()),
+            ).sum(),
+            "it is the mean over the label's tokens. The probability of the whole label is the product of its "
+            "tokens' probabilities, so add up the logarithms.": want / n_label,
             "these are logits: make them log-probabilities first, "
-            "with log_softmax over the vocabulary.": (at(n_prompt - 1, logits).mean()),
+            "with log_softmax over the vocabulary.": at(n_prompt - 1, logits).sum(),
             "log_softmax runs over the positions; it belongs over "
-            "the vocabulary, the last dimension.": (at(n_prompt - 1, logits.log_softmax(0)).mean()),
+            "the vocabulary, the last dimension.": at(n_prompt - 1, logits.log_softmax(0)).sum(),
             "these are probabilities, not their logarithms.": at(
                 n_prompt - 1, logits.softmax(-1)
-            ).mean(),
-            "only the label's first token counts; take the mean over all of them.": at(
-                n_prompt - 1
-            )[0],
-            "only the label's last token counts; take the mean over all of them.": at(n_prompt - 1)[
-                -1
-            ],
+            ).sum(),
+            "this is the label's probability; return its logarithm.": want.exp(),
+            "only the label's first token counts; add up all of them.": at(n_prompt - 1)[0],
+            "only the label's last token counts; add up all of them.": at(n_prompt - 1)[-1],
             "the sign is turned: a log-probability is "
             "negative, the more likely the closer to 0.": -want,
             "every label token is read at the prompt's last "
-            "position; each has a position of its own.": (log_p[n_prompt - 1, label].mean()),
+            "position; each has a position of its own.": log_p[n_prompt - 1, label].sum(),
         }
         same(student(logits, n_prompt, label), want, wrong, "the score")
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")

@@ -56,13 +56,13 @@ WRONG = {
         (
             lambda logits, n_prompt, label_ids: logits.log_softmax(-1)[
                 range(n_prompt - 1, len(logits) - 1), label_ids
-            ].sum(),
-            "take the mean",
+            ].mean(),
+            "it is the mean",
         ),
         (
             lambda logits, n_prompt, label_ids: logits.log_softmax(-1)[
                 n_prompt - 1, label_ids
-            ].mean(),
+            ].sum(),
             "position of its own",
         ),
         (lambda logits, n_prompt, label_ids: logits[n_prompt - 1 :, label_ids], "has shape"),
