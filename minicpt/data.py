@@ -25,8 +25,8 @@ OPTIONAL = ("title", "instruction", "arbitrary_labels", "default_labels")  # in 
 KINDS = ("canonical", "arbitrary")  # of label words
 # for real tasks: things that no class is named after, each one token behind a space for GPT-2 and SmolLM2
 ARBITRARY = (
-    "barrel basket bell bottle box brick bucket button candle chair clock curtain door feather flag fountain hook ladder "
-    "lamp mirror nail needle pencil pillow pipe ribbon rope shell spoon string thread wheel"
+    "barrel basket bell bottle box brick bucket button candle chair clock curtain door feather flag fountain hook "
+    "ladder lamp mirror nail needle pencil pillow pipe ribbon rope shell spoon string thread wheel"
 ).split()
 Row = tuple[str, str]  # text, class name
 
@@ -192,10 +192,10 @@ def _load_hub(spec: dict, split: str):
         except RuntimeError:  # "Dataset scripts are no longer supported"
             return datasets.load_dataset(*place, **options, revision="refs/convert/parquet")
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise MiniCPTError(
-            f"Cannot load {spec['hub']} from the hub: {str(error).splitlines()[0]} Without a network, give a folder in "
-            f"the hub's schema (--data-dir or MINICPT_DATA, with {spec['folder']}/train.jsonl and test.jsonl), or use "
-            "--data micro."
+            f"Cannot load {spec['hub']} from the hub: {reason}. Without a network, give a folder in the hub's schema "
+            f"(--data-dir or MINICPT_DATA, with {spec['folder']}/train.jsonl and test.jsonl), or use --data micro."
         ) from error
 
 
