@@ -23,6 +23,11 @@ TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
 TABLE_SHOTS = (2, 4, 6)
 OPTIONAL = ("title", "instruction", "arbitrary_labels", "default_labels")  # in a task's file
 KINDS = ("canonical", "arbitrary")  # of label words
+# for real tasks: things that no class is named after, each one token behind a space for GPT-2 and SmolLM2
+ARBITRARY = (
+    "barrel basket bell bottle box brick bucket button candle chair clock curtain door feather flag fountain hook "
+    "ladder lamp mirror nail needle pencil pillow pipe ribbon rope shell spoon string thread wheel"
+).split()
 Row = tuple[str, str]  # text, class name
 
 
@@ -141,7 +146,7 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
             text, label = spec["text"].format(**row).strip(), row[spec["label_column"]]
             if text:
                 rows.append((text, named.get(label, f"label {label}")))
-    return _build({**spec, "name": name}, splits)
+    return _build({**spec, "name": name, "arbitrary_labels": ARBITRARY}, splits)
 
 
 def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
@@ -187,10 +192,10 @@ def _load_hub(spec: dict, split: str):
         except RuntimeError:  # "Dataset scripts are no longer supported"
             return datasets.load_dataset(*place, **options, revision="refs/convert/parquet")
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise MiniCPTError(
-            f"Cannot load {spec['hub']} from the hub: {str(error).splitlines()[0]} Without a network, give a folder in "
-            f"the hub's schema (--data-dir or MINICPT_DATA, with {spec['folder']}/train.jsonl and test.jsonl), or use "
-            "--data micro."
+            f"Cannot load {spec['hub']} from the hub: {reason}. Without a network, give a folder in the hub's schema "
+            f"(--data-dir or MINICPT_DATA, with {spec['folder']}/train.jsonl and test.jsonl), or use --data micro."
         ) from error
 
 
@@ -305,10 +310,8 @@ def make_split(
 
 def split_hashes(task: Task, seeds=range(5)) -> dict[str, str]:
     """Hash of every split of a table: "4-shot seed 0" -> 16 hexadecimal digits."""
-    hashes = {}
-    for k, seed in product(TABLE_SHOTS, seeds):
-        hashes[f"{k}-shot seed {seed}"] = make_split(task, k, seed).sha256
-    return hashes
+    drawn = product(TABLE_SHOTS, seeds)
+    return {f"{k}-shot seed {seed}": make_split(task, k, seed).sha256 for k, seed in drawn}
 
 
 def manifest() -> dict[str, str]:

@@ -95,6 +95,24 @@ def test_embedded_tasks(name, classes):
     assert not set(task.arbitrary_labels) & set(task.verbalizers.values())
 
 
+def test_arbitrary_words_of_real_tasks_are_many_and_name_no_class(tmp_path):
+    words = data.ARBITRARY
+    assert len({*words}) == len(words) >= 20
+    named = " ".join(
+        f"{word} {name}"
+        for spec in data.real_specs().values()
+        for name, word in spec["verbalizers"].items()
+    ).lower()
+    assert not [word for word in words if word in named.split()]
+    write_trec(tmp_path, [{"text": f"what is {i} ?", "coarse_label": i} for i in range(6)])
+    task = data.load_task("trec", "real", tmp_path)
+    drawn = [data.make_split(task, 2, seed, labels="arbitrary").verbalizers for seed in (0, 1)]
+    assert {*drawn[0].values()} < {*words} and drawn[0] != drawn[1]
+    assert (
+        data.make_split(task, 2, 0).verbalizers == task.verbalizers
+    )  # only where they are asked for
+
+
 def test_splits_share_queries_words_and_template_across_shots_and_differ_across_seeds():
     task = data.load_task("set_cls")
     two, four, other = (data.make_split(task, k, s) for k, s in ((2, 0), (4, 0), (4, 1)))
