@@ -63,9 +63,8 @@ def assigned(source):
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(13)] + [
-        "ru"
-    ]  # thirteen, and run_cell
+    numbers = [f"{n:02}" for n in (*range(13), 14)]  # fourteen, and run_cell
+    assert [path.stem[:2] for path in NOTEBOOKS] == [*numbers, "ru"]
 
 
 def test_header_says_what_the_reader_gets(book):
@@ -227,6 +226,23 @@ def test_builder_normalises_what_differs_between_machines():
         book.cells[0].id == "one"
         and book.cells[0].execution_count == book.cells[0].outputs[1].execution_count == 1
     )
+
+
+def test_outputs_of_the_real_model_are_not_overwritten_where_it_is_missing(tmp_path):
+    sys.path.insert(0, str(ROOT / "data_scripts"))
+    try:
+        import build_notebooks
+    finally:
+        sys.path.pop(0)
+    real = nbformat.read(ROOT / "notebooks" / "14_a_real_model.ipynb", as_version=4)
+    load = next(cell for cell in code_cells(real) if cell.id == "load")
+    assert build_notebooks.FALLBACK in load.source
+    assert build_notebooks.FALLBACK not in str(load.outputs), "commit it executed with the model"
+    cells = [nbformat.v4.new_code_cell(f"print({build_notebooks.FALLBACK!r})", id="one")]
+    path = tmp_path / "14.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    before = path.read_bytes()
+    assert "kept as it was" in build_notebooks.build(path) and path.read_bytes() == before
 
 
 @pytest.fixture(scope="module")
