@@ -85,7 +85,7 @@ figure1: setup  ## Figure 1: loss on queries and examples against 2 to 20 exampl
 test: setup  ## all tests, notebooks included, offline
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env \
-	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 notebooks/*.ipynb
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 notebooks/*.ipynb
 
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
