@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..core.templates import leading_ids
 from ..errors import MiniCPTError
 from .memory import check_weights
 from .sources import (
@@ -140,8 +141,7 @@ def _check(tokenizer, model, name: str) -> tuple[int, ...]:
             f"The tokenizer of {name!r} ({type(tokenizer).__name__}) is a slow one, which does not say what "
             "characters a token stands for. Use a model with a fast one (`use_fast`; a tokenizer.json in its folder)."
         )
-    one = tokenizer("a", return_special_tokens_mask=True)
-    leading = one["input_ids"][: one["special_tokens_mask"].index(0)]
+    leading = leading_ids(tokenizer)
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max({*tokenizer.get_vocab().values()} - special | {*leading})
     rows = len(model.get_input_embeddings().weight)
