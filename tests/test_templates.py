@@ -11,6 +11,7 @@ from minicpt.core.templates import (
     Context,
     Encoded,
     Template,
+    _owner,
     build_context,
     encode,
     label_ids,
@@ -144,6 +145,14 @@ def test_a_token_of_two_parts_belongs_to_the_one_it_says_more_about():
     last = tok.convert_ids_to_tokens(row.ids)[-1]
     if last == ".Ċ":
         assert row.types[-1] == OUTPUT_TEMPLATE
+    # the rule itself: (what the token says, the part of each character, the parts) -> the part that has it
+    assert (
+        _owner(".\n\n", [0, 1, 1], [(".", 3), ("\n\n", 0)]) == 0
+    )  # letters and marks before spaces
+    assert (
+        _owner('e".', [0, 1, 1], [("e", 4), ('".', 3)]) == 0
+    )  # a label's character before all others
+    assert _owner("ab", [0, 1], [("a", 1), ("b", 2)]) == 0  # on a tie the first
     assert row.types.count(LABEL) == len(label_ids(tok, Template(), ["positive"])[0])
 
 
