@@ -1,5 +1,6 @@
 """The numbers that everything else rests on, worked out a second time: loops, plain forwards, seeds."""
 
+import copy
 import math
 import random
 import warnings
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from minicpt import data
 from minicpt.core.loss import IGNORE, label_loss
+from minicpt.core.projection import project
 from minicpt.core.templates import Template, encode
 from minicpt.core.train import Recipe, train
 from minicpt.engine import memory, prefix
@@ -27,7 +29,7 @@ from minicpt.lab.statistics import interval
 from minicpt.lab.store import Store
 from minicpt.methods.fit import fit
 
-# ---- the training loop ----------------------------------------------------------------------------------------------
+# ---- the training loop and the ball ---------------------------------------------------------------------------------
 
 
 def test_training_is_adamw_without_decay_clipped_at_one_with_a_falling_rate():
@@ -61,6 +63,13 @@ def test_training_is_adamw_without_decay_clipped_at_one_with_a_falling_rate():
     assert norms[0] > 3 and norms[-1] < 0.9
     assert history == pytest.approx(losses, rel=1e-4)
     assert weight.tolist() == pytest.approx(w, rel=1e-4)
+
+
+def test_what_is_inside_its_ball_stays_and_what_is_outside_comes_to_its_border():
+    delta = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    radius = torch.tensor([2.5, 5.0, 1.0, 1.0])
+    expected = torch.tensor([[1.5, 2.0], [3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(project(delta, radius), expected)
 
 
 # ---- what a method's loss is before its first step ------------------------------------------------------------------
@@ -114,6 +123,18 @@ def test_the_first_loss_is_the_mean_over_rows_of_each_labels_mean(method, random
     assert predictor.history == pytest.approx([expected], rel=1e-4)
 
 
+def test_a_fit_is_seeded_by_its_split_and_by_nothing_else(random_base, long_labels):
+    """A soft prompt starts from tokens that are drawn: the same whatever was drawn before, others for another seed."""
+    hp = {"lr": 0.01, "epochs": 1, "tokens": 3}
+    starts = {}
+    for split_seed, seed_outside in ((0, 1), (0, 2), (1, 1)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_outside)
+            predictor = fit("pt", random_base, replace(long_labels, seed=split_seed), hp)
+        starts[split_seed, seed_outside] = predictor.history
+    assert starts[0, 1] == starts[0, 2] != starts[1, 1]
+
+
 # ---- one pass for many rows -----------------------------------------------------------------------------------------
 
 
@@ -131,6 +152,7 @@ def test_the_first_loss_is_the_mean_over_rows_of_each_labels_mean(method, random
 )
 def test_rows_that_begin_alike_have_the_loss_of_plain_forwards(ids, mask, gpt2, monkeypatch):
     monkeypatch.setattr(prefix, "WORTH_SHARING", 0)
+    model = copy.deepcopy(gpt2).requires_grad_(False)  # frozen: only then may queries be shared
     prompt = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
     ids, mask = torch.tensor(ids), torch.tensor(mask)
     B = len(ids)
@@ -138,10 +160,10 @@ def test_rows_that_begin_alike_have_the_loss_of_plain_forwards(ids, mask, gpt2, 
     types = torch.where(mask == 1, 2, 0)
     types[torch.arange(B), last] = 4
     labels = ids.masked_fill(types != 4, IGNORE)
-    loss = prefix.loss_after(gpt2, prompt, ids, mask, types, labels)
-    embeds = torch.cat((prompt.expand(B, -1, -1), gpt2.get_input_embeddings()(ids)), dim=1)
+    loss = prefix.loss_after(model, prompt, ids, mask, types, labels)
+    embeds = torch.cat((prompt.expand(B, -1, -1), model.get_input_embeddings()(ids)), dim=1)
     whole = torch.cat((torch.ones(B, 5, dtype=torch.long), mask), dim=1)
-    log_p = gpt2(inputs_embeds=embeds, attention_mask=whole).logits.log_softmax(-1)  # (B, 5+T, V)
+    log_p = model(inputs_embeds=embeds, attention_mask=whole).logits.log_softmax(-1)  # (B, 5+T, V)
     rows = torch.arange(B)
     expected = -log_p[rows, 5 + last - 1, ids[rows, last]].mean()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
@@ -233,6 +255,7 @@ def test_no_query_is_a_training_row_and_no_shot_a_test_row():
         split = data.make_split(task, 6, seed, n_test=25)
         assert len(set(split.queries)) == 25 and set(split.queries) <= set(test)
         assert len(set(split.shots)) == 6 and set(split.shots) <= set(train)
+        assert Counter(label for _, label in split.shots) == {"a": 3, "b": 3}
 
 
 def test_where_a_shot_stands_among_two_says_nothing_about_where_it_stands_among_four():
