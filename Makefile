@@ -33,7 +33,7 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce real why ablations table1 table2 figure1 test quick lint bench lab check-install smollm2 \
+.PHONY: help setup reproduce real why ablations table1 table2 figure1 test quick mutants lint bench lab check-install smollm2 \
   notebooks exercises clean
 
 help:  ## show this list
@@ -89,6 +89,9 @@ test: setup  ## all tests, notebooks included, offline
 
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
+
+mutants: setup  ## thirty changes that make a number wrong: does the test of each notice? about five minutes
+	$(PYTHON) tests/mutants/run.py --workers $(WORKERS)
 
 lint: setup  ## the formatter and the linter, as continuous integration asks them; changes nothing
 	$(PYTHON) -m ruff format --check

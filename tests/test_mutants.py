@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_thirty_changes_reach_every_wing_that_makes_a_number():
     assert set(wings) == {"core", "data.py", "engine", "dropin", "methods", "lab"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="its processes are forked")
 def test_the_runner_tells_what_a_test_notices_from_what_it_does_not(tmp_path):
     for name, text in {
         "minicpt/__init__.py": "",

@@ -19,13 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# each test runs in a process of its own, forked from one that has the heavy libraries, but not this one
-PROCESSES = multiprocessing.get_context("forkserver")
+# each test runs in a process of its own, forked from one that has these, but not the library
 HEAVY = (
     "pytest hypothesis pandas peft scipy.stats torch._dynamo transformers.models.gpt2.modeling_gpt2 "
     "transformers.models.llama.modeling_llama"
 ).split()
-SECONDS = 300  # for one test, on a busy machine
+SECONDS = 600  # for one run of pytest, on a busy machine
 VERDICTS = {0: "survived", 1: "caught"}  # pytest's exit status -> what it says about the change
 
 
@@ -58,7 +57,9 @@ def verdict(
             text = path.read_text(encoding="utf-8")
             path.write_text(text.replace(change["old"], change["new"]), encoding="utf-8")
         (copy / "output").touch()
-        process = PROCESSES.Process(target=_run_tests, args=(folder, tests))
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_run_tests, args=(folder, tests)
+        )
         process.start()
         process.join(SECONDS)
         process.kill()
@@ -97,7 +98,7 @@ def main() -> int:
             )
     # for the processes of the tests
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    PROCESSES.set_forkserver_preload(HEAVY)
+    multiprocessing.set_forkserver_preload(HEAVY)
     started = time.perf_counter()
     print(f"First their tests without any change, then {len(changes)} changes.", flush=True)
     said, output = verdict(None, sorted({change["test"] for change in changes}))
