@@ -67,7 +67,7 @@ def mark_entries(doctree, terms: dict[str, str]) -> None:
             bold["ids"].append(anchor)
             missing.remove(anchor)
     for anchor in sorted(missing):
-        logger.warning("no bold entry makes the anchor %s", anchor, location=doctree)
+        logger.warning("no bold entry makes the anchor %s", anchor, location=GLOSSARY)
 
 
 def pattern(names) -> re.Pattern:
@@ -133,7 +133,7 @@ def finish_notebook(app, doctree, path: Path) -> None:
     codes = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     if not any(cell["outputs"] for cell in codes):
         logger.warning(
-            "the notebook has no outputs: execute it, `make notebooks`", location=doctree
+            "the notebook has no outputs: execute it, `make notebooks`", location=app.env.docname
         )
     texts = alt_texts(notebook)
     for image in doctree.findall(nodes.image):
