@@ -166,7 +166,7 @@ def test_own_task(tmp_path):
 @pytest.mark.parametrize(
     "spec, rows, message",
     [
-        ({"name": "mine"}, ROWS, "'verbalizers' is missing"),
+        ({"name": "mine"}, ROWS, "'verbalizers' must be .*; it is missing"),
         (SPEC, [*ROWS, "not json"], "line 11"),
         (SPEC, [{"text": "a", "label": "y"}], "line 1.*split"),
         (SPEC, [{"text": "a", "label": "y", "split": "dev"}], "line 1.*dev"),
@@ -177,8 +177,8 @@ def test_own_task(tmp_path):
             "Unknown label 'yy'. Did you mean 'y'",
         ),
         ({**SPEC, "verbalizers": {"y": "yes", "n": "yes"}}, ROWS, "share the label word 'yes'"),
-        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "lacks"),
-        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "default_labels"),
+        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "'templates.output' .* missing"),
+        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "lists 0 arbitrary labels"),
         ({**SPEC, "sha256": "0"}, ROWS, "has changed"),
         (SPEC, [r for r in ROWS if r["split"] == "train"], "no test rows"),
     ],
