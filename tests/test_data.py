@@ -170,7 +170,11 @@ def test_own_task(tmp_path):
         (SPEC, [*ROWS, "not json"], "line 11"),
         (SPEC, [{"text": "a", "label": "y"}], "line 1.*split"),
         (SPEC, [{"text": "a", "label": "y", "split": "dev"}], "line 1.*dev"),
-        (SPEC, [{"text": " ", "label": "y", "split": "train"}], "train row 1 has an empty text"),
+        (
+            SPEC,
+            [{"text": " ", "label": "y", "split": "train"}],
+            "line 1: The key 'text' must be a text that is not blank",
+        ),
         (
             SPEC,
             [{"text": "a", "label": "yy", "split": "train"}],

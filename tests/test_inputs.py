@@ -104,7 +104,7 @@ def test_a_row_is_taken_as_it_stands_or_refused_with_its_line(tmp_path, key, val
     if key == "text" and is_text(value) and value.strip():
         assert data.load_task(path).train[-1] == (value, "y")
     elif not (key == "label" and value in ("y", "n")) and value not in ("train", "test"):
-        with pytest.raises(MiniCPTError, match="line 11: The key|train row 7"):
+        with pytest.raises(MiniCPTError, match="line 11: The key|train row 7: Unknown label"):
             data.load_task(path)
 
 
