@@ -15,6 +15,7 @@ from .lab.cells import TABLE_METHODS, Cell, grid, run_cell
 from .lab.store import Store
 from .methods.fit import fit
 from .methods.registry import METHODS
+from .schema import conform, parse
 
 
 def table(args) -> int:
@@ -128,14 +129,10 @@ def ablations(args) -> int:
 
 def cell(args) -> int:
     """Compute one cell, without the store, and print its result."""
-    try:
-        hp = tuple(sorted(json.loads(args.hp).items()))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise MiniCPTError(
-            f"--hp must be a JSON object like '{{\"lr\": 0.01}}', got {args.hp!r}."
-        ) from error
+    hp = parse(args.hp, "--hp: ")
+    conform(hp, "hyperparameters", "hyper-parameter", "--hp: ")
     place = args.dataset, args.method, args.shots, args.seed
-    one = Cell(*place, model=args.model, hp=hp, **_options(args))
+    one = Cell(*place, model=args.model, hp=tuple(sorted(hp.items())), **_options(args))
     result = run_cell(one)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, product, zip_longest
 from pathlib import Path
@@ -17,8 +16,8 @@ from string import Formatter
 
 from .core.templates import Template
 from .errors import MiniCPTError, unknown
+from .schema import ASSETS, check_words, conform, parse, read_text
 
-ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
 TABLE_SHOTS = (2, 4, 6)
 OPTIONAL = ("title", "instruction", "arbitrary_labels", "default_labels")  # in a task's file
@@ -51,27 +50,19 @@ def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
     """Check the rows of train and test against the verbalizers and put a task together."""
     name, verbalizers = spec["name"], spec["verbalizers"]
     for where, rows in splits.items():
-        for i, (text, label) in enumerate(rows, 1):
-            if not text.strip():
-                raise MiniCPTError(f"{name}: {where} row {i} has an empty text; remove the row.")
+        for i, (_, label) in enumerate(rows, 1):
             if label not in verbalizers:
                 raise MiniCPTError(
                     f"{name}, {where} row {i}: {unknown('label', label, verbalizers)}"
                 )
-    word, count = Counter(verbalizers.values()).most_common(1)[0]
-    if count > 1:
-        raise MiniCPTError(f"{name}: two classes share the label word {word!r}; give each its own.")
-    kind = spec.get("default_labels", "canonical")
-    kinds = KINDS if spec.get("arbitrary_labels") else KINDS[:1]
-    if kind not in kinds:
-        raise unknown('"default_labels"', kind, kinds)
-    parts = ("input", "output", "intra", "inter")
-    missing = sorted(set(parts) - set(spec["templates"]))
-    if missing:
+    seen = {label for _, label in splits["train"]}
+    if len(seen) == 1:
         raise MiniCPTError(
-            f'"templates" lacks {missing}; each is a list of strings, see docs/own_task.md.'
+            f"{name}: all training rows are of the class {seen.pop()!r}; add rows of another class."
         )
-    pools = [spec["templates"][part] for part in parts]
+    check_words(verbalizers)
+    check_words({word: word for word in spec.get("arbitrary_labels", [])})
+    pools = [spec["templates"][part] for part in ("input", "output", "intra", "inter")]
     templates = [Template(*chosen) for chosen in product(*pools)]
     lines = [f"{text}\t{label}" for text, label in splits["train"] + splits["test"]]
     sha256 = _sha256("\n".join(lines).encode())[:16]
@@ -88,39 +79,30 @@ def _sha256(content: bytes) -> str:
 def load_task_file(path: str | Path) -> Task:
     """Load a task from its JSON file; the rows lie beside it in a JSONL of the same name.
 
-    Raises `MiniCPTError` naming the file, the line and what is missing.
+    Raises `MiniCPTError` naming the file, the line or key, and what is valid.
     """
     path = Path(path)
     rows_path = path.with_suffix(".jsonl")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        content = rows_path.read_bytes()
+        text, rows = read_text(path), read_text(rows_path)
+        digest = _sha256(rows_path.read_bytes())
     except FileNotFoundError as error:
         raise MiniCPTError(
             f"{error.filename} does not exist; a task is two files, {path.name} and {rows_path.name}."
         ) from error
-    except json.JSONDecodeError as error:
-        raise MiniCPTError(f"{path} is not valid JSON: {error}.") from error
-    for key in ("name", "verbalizers", "templates"):
-        if key not in spec:
-            raise MiniCPTError(
-                f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates."
-            )
-    digest = _sha256(content)
+    spec = parse(text, f"{path}: ")
+    conform(spec, "task", "key", f"{path}: ")
     if spec.get("sha256", digest) != digest:
         raise MiniCPTError(
             f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.'
         )
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            splits[row["split"]].append((str(row["text"]), str(row["label"])))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise MiniCPTError(
-                f"{rows_path}, line {number}: {error!r}. Each line is an object like "
-                '{"text": "...", "label": "...", "split": "train"} with split train or test.'
-            ) from error
+    for number, line in enumerate(rows.split("\n"), 1):  # a text may hold what else ends a line
+        if line.strip():
+            where = f"{rows_path}, line {number}: "
+            row = parse(line, where)
+            conform(row, "row", "key", where)
+            splits[row["split"]].append((row["text"], str(row["label"])))
     return _build(spec, splits)
 
 
@@ -142,11 +124,21 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
     named = dict(enumerate(spec["verbalizers"]))
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for split, rows in splits.items():
-        for row in load_table(spec, split, data_dir):
+        for i, row in enumerate(load_table(spec, split, data_dir), 1):
+            for column in _text_columns(spec):
+                if not isinstance(row[column], str):
+                    raise MiniCPTError(
+                        f"{name}, {split} row {i}: the column {column!r} must be text, got {row[column]!r}; mend the "
+                        "row, or leave it out."
+                    )
             text, label = spec["text"].format(**row).strip(), row[spec["label_column"]]
             if text:
                 rows.append((text, named.get(label, f"label {label}")))
     return _build({**spec, "name": name, "arbitrary_labels": ARBITRARY}, splits)
+
+
+def _text_columns(spec: dict) -> list[str]:
+    return [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
 
 
 def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
@@ -171,8 +163,7 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
     else:
         table = _load_hub(spec, split)
         where = f"{spec['hub']} ({split})"
-    in_text = [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
-    for column in (*in_text, spec["label_column"]):
+    for column in (*_text_columns(spec), spec["label_column"]):
         if column not in table.column_names:
             raise MiniCPTError(
                 f"{where} has no column {column!r}; it has {', '.join(table.column_names)}."
@@ -199,8 +190,9 @@ def _load_hub(spec: dict, split: str):
         ) from error
 
 
-def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None) -> Task:
+def load_task(name: str | Path, data: str = "micro", data_dir: str | Path | None = None) -> Task:
     """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
+    name = str(name)
     if name.endswith(".json"):
         return load_task_file(name)
     if data == "real" and name != "set_cls":  # which is generated, for every model the same
@@ -286,6 +278,12 @@ def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
     return dict(zip(task.verbalizers, words))
 
 
+def fill_instruction(instruction: str, words: list[str]) -> str:
+    """Write the label words where the instruction says {labels}."""
+    *others, last = words
+    return instruction.replace("{labels}", f"{', '.join(others)} or {last}")
+
+
 def make_split(
     task: Task, shots: int, seed: int, n_test: int = 200, labels: str = "", per_class: bool = False
 ) -> Split:
@@ -301,8 +299,7 @@ def make_split(
         raise MiniCPTError(f'{task.name} has no test rows; mark some rows with "split": "test".')
     template = random.Random(f"template {seed}").choice(task.templates)
     words = label_words(task, labels or task.default_labels, seed)
-    *others, last = words.values()
-    instruction = task.instruction.replace("{labels}", f"{', '.join(others)} or {last}")
+    instruction = fill_instruction(task.instruction, [*words.values()])
     return Split(
         task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed
     )

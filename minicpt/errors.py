@@ -23,6 +23,17 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> MiniCPTError:
     return MiniCPTError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(ordered)}.")
 
 
+def check_characters(text: str) -> None:
+    """Raise `MiniCPTError` for a lone surrogate, half of a character, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise MiniCPTError(
+            f"{text!r:.80} has half a character (a lone surrogate) at place {error.start}. Decode its source as UTF-8, "
+            "or put text.encode('utf-8', 'replace').decode() in its place."
+        ) from error
+
+
 def warn(message: str) -> None:
     """Issue a `UserWarning` that points to the line outside of this package that led to it."""
     package, frame, level = __name__.partition(".")[0], sys._getframe(), 1

@@ -166,19 +166,23 @@ def test_own_task(tmp_path):
 @pytest.mark.parametrize(
     "spec, rows, message",
     [
-        ({"name": "mine"}, ROWS, "'verbalizers' is missing"),
+        ({"name": "mine"}, ROWS, "'verbalizers' must be .*; it is missing"),
         (SPEC, [*ROWS, "not json"], "line 11"),
         (SPEC, [{"text": "a", "label": "y"}], "line 1.*split"),
         (SPEC, [{"text": "a", "label": "y", "split": "dev"}], "line 1.*dev"),
-        (SPEC, [{"text": " ", "label": "y", "split": "train"}], "train row 1 has an empty text"),
+        (
+            SPEC,
+            [{"text": " ", "label": "y", "split": "train"}],
+            "line 1: The key 'text' must be a text that is not blank",
+        ),
         (
             SPEC,
             [{"text": "a", "label": "yy", "split": "train"}],
             "Unknown label 'yy'. Did you mean 'y'",
         ),
         ({**SPEC, "verbalizers": {"y": "yes", "n": "yes"}}, ROWS, "share the label word 'yes'"),
-        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "lacks"),
-        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "default_labels"),
+        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "'templates.output' .* missing"),
+        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "lists 0 arbitrary labels"),
         ({**SPEC, "sha256": "0"}, ROWS, "has changed"),
         (SPEC, [r for r in ROWS if r["split"] == "train"], "no test rows"),
     ],

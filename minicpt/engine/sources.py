@@ -35,18 +35,22 @@ def local(name: str) -> Path | None:
     return path if said or path.exists() else None
 
 
-def model_name(name: str) -> str:
+def model_name(name: str | Path) -> str:
     """What a model is called in tables and keys: a folder or a file by its own name, without the path."""
+    name = str(name)
     path = None if name in ("micro", "smollm2") else local(name)
     return path.name if path else name
 
 
-def locate(name: str) -> tuple[str, dict[str, str]]:
+def locate(name: str | Path) -> tuple[str, dict[str, str]]:
     """The folder or hub name that transformers loads `name` from, and the options that it needs for that.
 
     The wheel's "smollm2" is converted on the way if no whole copy is in the cache.
     Raises `MiniCPTError` for a folder or a file on this machine that is no model.
     """
+    if not isinstance(name, str | Path):
+        raise MiniCPTError(f"A model is named by text or a Path, such as 'micro'; got {name!r}.")
+    name = str(name)
     if name == "smollm2":
         return _smollm2(), {}
     path = MICRO if name == "micro" else local(name)
@@ -63,7 +67,7 @@ def locate(name: str) -> tuple[str, dict[str, str]]:
     return str(path), {}
 
 
-def weights_fingerprint(name: str) -> str:
+def weights_fingerprint(name: str | Path) -> str:
     """Short sha256 of a local model's weight files; for a hub name the name itself."""
     source, options = locate(name)
     path = Path(source, *options.values())

@@ -18,6 +18,7 @@ from ..engine.base_models import BaseModel
 from ..engine.memory import ROWS
 from ..engine.prefix import Prefix
 from ..engine.scores import CONTENT_FREE, calibrate, label_scores
+from .inputs import read_texts
 from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
 from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
@@ -56,6 +57,7 @@ class Predictor:
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
+        texts = read_texts(texts)
         queries = self.encode_queries([*texts, *CONTENT_FREE])
         scores = label_scores(
             self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once
