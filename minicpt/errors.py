@@ -1,9 +1,11 @@
 """What goes wrong, in words: every error says what was wrong, what is valid and what to do next."""
 
 import difflib
+import math
 import sys
 import warnings
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class MiniCPTError(ValueError):
@@ -21,6 +23,22 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> MiniCPTError:
     ordered = near + [v for v in valid if v not in near]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return MiniCPTError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(ordered)}.")
+
+
+def whole_number(name: str, value: object, least: float = -math.inf) -> int:
+    """The value as an int: 4, 4.0 and NumPy's 4 are one number. `MiniCPTError` for 4.5, "4", True, or below `least`."""
+    whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+    if not whole or isinstance(value, bool) or value < least:
+        bound = "" if least == -math.inf else f" from {least}"
+        raise MiniCPTError(f"{name} must be a whole number{bound}, such as 4; got {value!r}.")
+    return int(value)
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """The value as a bool. `MiniCPTError` for all but True and False: "False" would count as true."""
+    if type(value).__name__ not in ("bool", "bool_"):  # Python's and NumPy's
+        raise MiniCPTError(f"{name} must be True or False, without quotation marks; got {value!r}.")
+    return bool(value)
 
 
 def warn(message: str) -> None:

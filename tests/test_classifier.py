@@ -126,7 +126,7 @@ def test_shots_asked_for(rows):
     with pytest.raises(MiniCPTError, match="Cannot draw 21 shots from 20"):
         small("icl", shots=21).fit(texts, labels)
     for shots in (0, 2.5, "4"):
-        with pytest.raises(MiniCPTError, match="shots must be None or a whole number from 1"):
+        with pytest.raises(MiniCPTError, match="shots must be a whole number from 1"):
             small("icl", shots=shots).fit(texts, labels)
 
 

