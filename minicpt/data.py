@@ -1,7 +1,7 @@
 """Tasks, verbalizers, few-shot splits: from a task's name to K labelled shots and a list of queries.
 
 A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its verbalizers
-and templates. Micro tasks and a reader's own have this form; the real ones come from the hub, or a folder in its schema.
+and templates. Micro tasks and a reader's own have this form; real ones come from the hub, or a folder in its schema.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Formatter
 
 from .core.templates import Template
-from .errors import MiniCPTError, true_or_false, unknown, whole_number
+from .errors import MiniCPTError, check_type, unknown, whole_number
 
 ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
@@ -294,8 +294,8 @@ def make_split(
     Queries, words and template depend on the seed alone, so that methods and shot counts compare on equal terms.
     """
     seed, n_test = whole_number("seed", seed), whole_number("n_test", n_test, 1)
-    drawn = shots, seed, true_or_false("per_class", per_class)
-    chosen = sample_shots([label for _, label in task.train], *drawn)
+    check_type("per_class", per_class, bool)
+    chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
     queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
     if not queries:
         raise MiniCPTError(f'{task.name} has no test rows; mark some rows with "split": "test".')

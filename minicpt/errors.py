@@ -34,11 +34,10 @@ def whole_number(name: str, value: object, least: float = -math.inf) -> int:
     return int(value)
 
 
-def true_or_false(name: str, value: object) -> bool:
-    """The value as a bool. `MiniCPTError` for all but True and False: "False" would count as true."""
-    if type(value).__name__ not in ("bool", "bool_"):  # Python's and NumPy's
-        raise MiniCPTError(f"{name} must be True or False, without quotation marks; got {value!r}.")
-    return bool(value)
+def check_type(name: str, value: object, kind) -> None:
+    """Raise `MiniCPTError` for a value that is not of this type (or union of types): "False" would count as true."""
+    if not isinstance(value, kind):
+        raise MiniCPTError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}.")
 
 
 def warn(message: str) -> None:

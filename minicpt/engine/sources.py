@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +31,8 @@ WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MANIFEST = "manifest.json"
 # weights, tokenizer, configuration
 FILE_KINDS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-# what these JSON files tell of who saved them where
-WHENCE = ("_name_or_path", "name_or_path", "transformers_version", "is_local", "local_files_only")
+# what JSON files say of who saved them, and where
+WHENCE = rb'\s*"(_?name_or_path|transformers_version|is_local|local_files_only)":\s*("[^"]*"|\w+),?'
 
 
 def local(name: str) -> Path | None:
@@ -69,7 +70,7 @@ def locate(name: str) -> tuple[str, dict[str, str]]:
     return str(path), {}
 
 
-def remembered(load: Callable, files: Callable[..., Sequence[Path]], most: int) -> Callable:
+def remembered(load: Callable, files: Callable, most: int) -> Callable:
     """`load`, which keeps its last `most` results until one of `files(*arguments)` is no longer what it was.
 
     In a notebook a file is edited or overwritten while the process lives on; it must see that as a new one would.
@@ -84,45 +85,41 @@ def remembered(load: Callable, files: Callable[..., Sequence[Path]], most: int) 
     return call
 
 
-def _stamp(path: Path) -> tuple | None:
-    """What changes when a file does; a copy may bring its own mtime, but nothing sets the ctime back."""
-    try:
-        stat = path.stat()
-    except OSError:  # not there
-        return None
+def _stamp(path: Path) -> tuple:
+    """What changes when a file does: a small one's content; of another also the ctime, which no copy sets back."""
+    if not path.exists():
+        return (path,)
+    stat = path.stat()
+    if stat.st_size < 2**20:
+        return path, _sha256(path)
     return path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def model_files(name: str, *_) -> list[Path]:
-    """The files that decide what a local model computes, weights first; none for a hub name."""
+    """The files that decide what a local model computes; none for a hub name."""
     source, options = locate(name)
     path = Path(source, *options.values())
     if path.is_file():
         return [path]  # a GGUF file holds its tokenizer and its configuration
-    found = [file for kind in FILE_KINDS for file in sorted(path.glob(kind))]
-    return [file for file in found if file.name not in (MANIFEST, "generation_config.json")]
+    found = [file for kind in FILE_KINDS for file in path.glob(kind)]
+    return sorted(file for file in found if file.name not in (MANIFEST, "generation_config.json"))
 
 
 def _fingerprint(name: str) -> str:
     files = model_files(name)
-    if not files or files[0].suffix == ".gguf":
-        return _sha256(*files)[:16] if files else locate(name)[0]
+    if not files:
+        return locate(name)[0]
+    if files[0].suffix == ".gguf":
+        return _sha256(*files)[:16]
     known, digest = _manifest(files[0].parent), hashlib.sha256()
     for file in files:
-        content = _without_whence(file) if file.suffix == ".json" else ""
-        if not content:
+        if file.suffix == ".json":
+            content = re.sub(WHENCE, b"", file.read_bytes())
+        else:
             content = known[file.name][2] if file.name in known else _sha256(file)
-        digest.update(f"{file.name} {content}\n".encode())
+            content = content.encode()
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def _without_whence(path: Path) -> str:
-    """What a JSON file says, in one way of writing it; empty if it is no JSON object."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return json.dumps({key: said[key] for key in said if key not in WHENCE}, sort_keys=True)
-    except (ValueError, TypeError):
-        return ""
 
 
 # Short sha256 of a local model's weights, tokenizer and configuration, wherever they lie; a hub name is its own. Half

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from types import NoneType
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +24,7 @@ from ..engine.base_models import BaseModel, load_base, model_fingerprint, model_
 from ..engine.memory import ROWS, is_out_of_memory, peak_bytes, reset_peak
 from ..engine.scores import accuracy
 from ..engine.sources import model_files, remembered
-from ..errors import MiniCPTError, true_or_false, unknown, whole_number
+from ..errors import MiniCPTError, check_type, unknown, whole_number
 from ..methods.fit import fit
 from ..methods.registry import METHODS, hyperparameters
 from .store import key_of
@@ -79,7 +77,7 @@ class Cell:
     seed: int
     model: str = "micro"
     data: str = "micro"
-    data_dir: str | None = field(default=None, compare=False)
+    data_dir: str | Path | None = field(default=None, compare=False)
     labels: str = ""
     n_test: int = 200
     per_class: bool = False
@@ -91,19 +89,15 @@ class Cell:
     hp: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self):
-        for one in fields(self):
-            name, value, kinds = one.name, getattr(self, one.name), get_args(one.type) or [one.type]
-            if value is None and NoneType in kinds:
-                continue
-            if int in kinds:
-                value = whole_number(name, value, LEAST.get(name, 1))
-            elif bool in kinds:
-                value = true_or_false(name, value)
-            elif str in kinds:
-                value = _text(name, value)
-            else:
-                value = _pairs(name, value)
-            object.__setattr__(self, name, value)
+        given = dict(self.hp).items()
+        pairs = sorted((key, x.item() if hasattr(x, "item") else x) for key, x in given)
+        object.__setattr__(self, "hp", tuple(pairs))
+        for one in fields(self)[:-1]:  # without hp
+            value = getattr(self, one.name)
+            if one.type is int or (one.type == int | None and value is not None):
+                value = whole_number(one.name, value, LEAST.get(one.name, 1))
+                object.__setattr__(self, one.name, value)
+            check_type(one.name, value, one.type)
 
     def config(self) -> dict:
         """Everything the result depends on, as plain JSON values; checks the names on the way.
@@ -139,23 +133,6 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise MiniCPTError(f"{name} must be text, got {value!r}.")
-    return os.fspath(value)
-
-
-def _pairs(name: str, value: object) -> tuple[tuple[str, object], ...]:
-    """A dictionary, or its pairs, as sorted pairs."""
-    try:
-        given = dict(value)
-        return tuple((k, x.item() if hasattr(x, "item") else x) for k, x in sorted(given.items()))
-    except (TypeError, ValueError) as error:
-        raise MiniCPTError(
-            f'{name} must be a dictionary such as {{"lr": 0.01}}, got {value!r}.'
-        ) from error
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:

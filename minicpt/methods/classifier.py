@@ -17,7 +17,7 @@ from ..core.templates import Template
 from ..data import Split, sample_shots
 from ..engine.base_models import BaseModel, load_base
 from ..engine.sources import model_files, remembered
-from ..errors import MiniCPTError, true_or_false, whole_number
+from ..errors import MiniCPTError, check_type, whole_number
 from . import persistence
 from .fit import Predictor, fit
 from .prepare import Prompt, read_task
@@ -112,7 +112,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
             if value is not None:
                 whole_number(name, value, 1)
-        true_or_false("calibrated", self.calibrated)
+        check_type("calibrated", self.calibrated, bool)
         if METHODS[self.method].trains is None:
             return {}
         return hp | {"batch_size": hp["batch_size"] or BATCH} | (self.hp or {})
