@@ -89,6 +89,7 @@ class Cell:
     hp: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self):
+        check_type("hp", self.hp, dict | tuple)
         given = dict(self.hp).items()
         pairs = sorted((key, x.item() if hasattr(x, "item") else x) for key, x in given)
         object.__setattr__(self, "hp", tuple(pairs))
@@ -102,8 +103,8 @@ class Cell:
     def config(self) -> dict:
         """Everything the result depends on, as plain JSON values; checks the names on the way.
 
-        Where rows and weights lie does not matter, what they say does: the model's own name stands here, and a hash of
-        each, task_sha256 and model_fingerprint.
+        Where the files of task and model lie does not matter, what they say does: the model's own name stands here, and
+        a hash of each, task_sha256 and model_fingerprint.
         """
         task = self.task()
         config = asdict(self)
