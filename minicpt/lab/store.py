@@ -68,9 +68,9 @@ class Store:
         self._error_path(cell).unlink(missing_ok=True)
 
     def check_room(self) -> None:
-        """Raise `OSError` for a folder that takes no files, or has no megabyte left: before hours of computing."""
+        """Raise `OSError` for a folder that takes no files, or has no room for a result: before hours of computing."""
         probe = self.folder / f"probe-{uuid4().hex}"
-        write_atomically(probe, " " * 2**20)
+        write_atomically(probe, " " * 2**14)
         probe.unlink()
 
     def put_error(self, cell, error: BaseException) -> None:
