@@ -11,7 +11,7 @@ from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base, model_nam
 from .engine.scores import LABEL_SCORES
 from .errors import MiniCPTError
 from .lab import executors
-from .lab.cells import TABLE_METHODS, Cell, grid, run_cell
+from .lab.cells import TABLE_METHODS, Cell, distinct, grid, run_cell
 from .lab.store import Store
 from .methods.fit import fit
 from .methods.registry import METHODS
@@ -28,6 +28,7 @@ def table(args) -> int:
     for model in args.model:
         options = {"model": model, **_options(args)}
         cells += grid(args.datasets, args.methods, args.shots, _seeds(args), **options)
+    cells = distinct(cells)
     store, out = Store(args.out), Path(args.out)
     if args.refill:
         taken = store.refill(args.refill, cells)
@@ -111,6 +112,7 @@ def ablations(args) -> int:
         )
     seeds, store, model = _seeds(args), Store(args.out), args.model[0]
     groups = ab.grid(args.variants, args.datasets, args.shots, seeds, model=model, **_options(args))
+    groups = {name: distinct(group) for name, group in groups.items()}
     cells = dict.fromkeys(cell for group in groups.values() for cell in group)
     failures = _fill(store, list(cells), args)
     results = ab.collect(groups, store)

@@ -1,8 +1,7 @@
 """Tasks, verbalizers, few-shot splits: from a task's name to K labelled shots and a list of queries.
 
-A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its
-verbalizers and templates. The embedded micro tasks and a reader's own task have this form; the real ones come through
-`datasets`, from the hub or from a folder in the hub's schema.
+A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its verbalizers
+and templates. Micro tasks and a reader's own have this form; real ones come from the hub, or a folder in its schema.
 """
 
 import hashlib
@@ -10,12 +9,13 @@ import json
 import os
 import random
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from string import Formatter
 
 from .core.templates import Template
-from .errors import MiniCPTError, unknown
+from .errors import MiniCPTError, check_type, unknown, whole_number
 from .schema import ASSETS, check_words, conform, parse, read_text
 
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
@@ -43,7 +43,12 @@ class Task:
     instruction: str = ""  # {labels} stands for the label words
     arbitrary_labels: list[str] = field(default_factory=list)
     default_labels: str = "canonical"
-    sha256: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that decides what is drawn from the task: rows, words, templates, instruction, in their order."""
+        content = {**vars(self), "title": "", "templates": [vars(t) for t in self.templates]}
+        return _sha256(json.dumps(content).encode())[:16]
 
 
 def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
@@ -64,12 +69,8 @@ def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
     check_words({word: word for word in spec.get("arbitrary_labels", [])})
     pools = [spec["templates"][part] for part in ("input", "output", "intra", "inter")]
     templates = [Template(*chosen) for chosen in product(*pools)]
-    lines = [f"{text}\t{label}" for text, label in splits["train"] + splits["test"]]
-    sha256 = _sha256("\n".join(lines).encode())[:16]
     optional = {"title": name} | {key: spec[key] for key in OPTIONAL if key in spec}
-    return Task(
-        name, **splits, verbalizers=verbalizers, templates=templates, sha256=sha256, **optional
-    )
+    return Task(name, **splits, verbalizers=verbalizers, templates=templates, **optional)
 
 
 def _sha256(content: bytes) -> str:
@@ -154,11 +155,11 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
                 f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl."
             )
         try:
-            table = datasets.load_dataset("json", data_files=str(file), split="train")
-        except (datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
-            raise MiniCPTError(
-                f"{file} cannot be read: {error}. It needs one JSON object a line."
-            ) from error
+            # the library's own reader keeps a copy by path and time: a file of the same time would not be read again
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            table = datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+        except (AttributeError, ValueError, TypeError) as error:
+            raise MiniCPTError(f"{file}: {error}. It needs one JSON object a line.") from error
         where = str(file)
     else:
         table = _load_hub(spec, split)
@@ -237,8 +238,7 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     `per_class=False`: k in total, from distinct classes first. `per_class=True`: k of each class, so k*C in all.
     The 2 shots of a seed are among its 4. Raises `MiniCPTError` if there are too few rows.
     """
-    if k < 0:
-        raise MiniCPTError(f"The number of shots must be 0 or more, got {k}.")
+    k, seed = whole_number("shots", k, 0), whole_number("seed", seed)
     generator = random.Random(f"shots {seed}")
     by_class: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
@@ -291,8 +291,8 @@ def make_split(
 
     Queries, words and template depend on the seed alone, so that methods and shot counts compare on equal terms.
     """
-    if n_test < 1:
-        raise MiniCPTError(f"n_test is the number of queries and must be at least 1, got {n_test}.")
+    seed, n_test = whole_number("seed", seed), whole_number("n_test", n_test, 1)
+    check_type("per_class", per_class, bool)
     chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
     queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
     if not queries:

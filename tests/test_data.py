@@ -67,9 +67,13 @@ def test_global_random_states_are_left_alone():
 
 def test_numbers_out_of_range():
     task = data.load_task("trec")
-    with pytest.raises(MiniCPTError, match="must be 0 or more, got -1"):
+    with pytest.raises(
+        MiniCPTError, match="shots must be a whole number from 0, such as 4; got -1"
+    ):
         data.make_split(task, -1, 0)
-    with pytest.raises(MiniCPTError, match="at least 1, got 0"):
+    with pytest.raises(
+        MiniCPTError, match="n_test must be a whole number from 1, such as 4; got 0"
+    ):
         data.make_split(task, 2, 0, n_test=0)
 
 
@@ -234,7 +238,7 @@ def test_real_task_errors(tmp_path):
     with pytest.raises(MiniCPTError, match="Unknown real task 'sst5'. Did you mean 'sst2'"):
         data.load_task("sst5", "real", tmp_path)
     (tmp_path / "trec" / "train.jsonl").write_text("no json")
-    with pytest.raises(MiniCPTError, match="train.jsonl cannot be read"):
+    with pytest.raises(MiniCPTError, match="train.jsonl: .* one JSON object a line"):
         data.load_task("trec", "real", tmp_path)
     assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), (
         "generated: there is no other"

@@ -14,9 +14,9 @@ from .sources import (
     SUGGESTED,
     WHEEL,
     locate,
+    model_fingerprint,
     model_name,
     read_model,
-    weights_fingerprint,
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -29,8 +29,8 @@ LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"
 class BaseModel:
     """A frozen causal language model with its tokenizer.
 
-    `fingerprint` tells one set of weights from another; `leading` are the ids (BOS) that the tokenizer puts in front of
-    any text by default.
+    `fingerprint` tells its weights, tokenizer and configuration from others; `leading` are the ids (BOS) that the
+    tokenizer puts in front of any text by default.
     """
 
     name: str
@@ -123,7 +123,7 @@ def load_base(
     leading = _check(tokenizer, model, short)
     model.requires_grad_(False)
     return BaseModel(
-        short, model.eval(), tokenizer, weights_fingerprint(name), leading if bos else ()
+        short, model.eval(), tokenizer, model_fingerprint(name), leading if bos else ()
     )
 
 

@@ -60,9 +60,12 @@ def run_grid(
     `workers` 1 runs in this process, more start that many with one thread each; `gpus` ("0", "1", ...) starts one a
     GPU, which sees no other; `slurm` (parameters for submitit) submits an array of `workers` jobs and waits for it.
     Interrupt at will: what is done stays done, and the next run goes on from there. Two runs on one store may compute
-    a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed.
+    a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed, and `OSError` before the first
+    cell if the store takes no files.
     """
     missing = missing_cells(cells, store)
+    if missing:
+        store.check_room()
     if slurm is not None:
         outcomes = in_slurm(missing, store, workers, slurm)
     elif gpus or workers > 1:

@@ -3,8 +3,7 @@
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from torch import Tensor
 from ..core.templates import Template
 from ..data import Split, fill_instruction, sample_shots
 from ..engine.base_models import BaseModel, load_base
-from ..errors import MiniCPTError
+from ..engine.sources import model_files, remembered
+from ..errors import MiniCPTError, check_type, whole_number
 from . import persistence
 from .fit import Predictor, fit
 from .inputs import distinct, read_labels, read_texts, words_of
@@ -26,7 +26,7 @@ from .registry import METHODS, hyperparameters
 
 DEFAULT_SHOTS = 8  # a longer context costs time in every step and every prediction
 BATCH = 16  # rows, where the tuned batch is all rows: here these may be many
-_shared_base = lru_cache(maxsize=1)(load_base)  # a grid search loads it once a process
+_shared_base = remembered(load_base, model_files, 1)  # a grid search loads it once a process
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -86,7 +86,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         # inside, a class is called by its word
         rows = [(text, word_of[label]) for text, label in zip(texts, labels)]
         base, seed = self._base(), self.random_state
-        if not isinstance(seed, Integral):
+        if isinstance(seed, (Real, str)):
+            seed = whole_number("random_state", seed)
+        else:
             seed = check_random_state(seed).randint(2**31 - 1)
         everything = Split(
             "FewShotClassifier",
@@ -95,7 +97,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             {word: word for word in word_of.values()},
             self.template,
             fill_instruction(self.instruction or "", [*word_of.values()]),
-            int(seed),
+            seed,
         )
         options = (hp, self.label_score, self.max_length)
         prompt = read_task(self.method, base, everything, *options)
@@ -113,12 +115,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f'template must be a Template, such as Template("text: {{}}"); got {self.template!r}.'
             )
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
-                raise MiniCPTError(f"{name} must be None or a whole number from 1, got {value!r}.")
+            if value is not None:
+                whole_number(name, value, 1)
         if not isinstance(self.instruction, str | None):
             raise MiniCPTError(f"instruction must be a text, got {self.instruction!r}.")
-        if self.calibrated not in (True, False):
-            raise MiniCPTError(f"calibrated must be True or False, got {self.calibrated!r}.")
+        check_type("calibrated", self.calibrated, bool)
         if METHODS[self.method].trains is None:
             return {}
         if "batch_size" not in (self.hp or {}):
@@ -217,7 +218,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         base = self._base()
         if base.fingerprint != state["fingerprint"]:
             raise MiniCPTError(
-                f"The weights of {self.model!r} are not those of the fit; fit again, or restore them."
+                f"The weights, tokenizer or configuration of {self.model!r} are not those of the fit; fit again, or "
+                "restore them."
             )
         predictor = persistence.put_together(state["predictor"], tensors, base, self.template)
         return self._set_fitted(
