@@ -95,7 +95,7 @@ def half(axes, begin, end, name):
     arrow(axes, (norm, RESIDUAL), (norm, MIDDLE - 0.55))
     box(axes, norm - 0.25, MIDDLE + 0.55, 0.5, 1.1, FROZEN)
     say(axes, norm, MIDDLE, "norm", ha="center", rotation=90)
-    axes.plot([end - 0.4, end, end], [MIDDLE, MIDDLE, RESIDUAL + 0.2], color=INK, linewidth=1)
+    axes.plot([end - 0.35, end, end], [MIDDLE, MIDDLE, RESIDUAL + 0.2], color=INK, linewidth=1)
     sign(axes, end, RESIDUAL, "+", "white")
     say(axes, begin - 0.95, 6.65, name, fontsize=12, style="italic")
 
@@ -115,7 +115,7 @@ def draw():
     axes.plot([0.8, 0.8], [3.0, RESIDUAL], color=INK, linewidth=1)
     arrow(axes, (0.8, RESIDUAL), (16.05, RESIDUAL))
     half(axes, ATTENTION, ATTENTION + 5.75, "attention")
-    half(axes, FORWARD, FORWARD + 4.55, "feed-forward")
+    half(axes, FORWARD, FORWARD + 4.7, "feed-forward")
     for start, end in ARROWS:
         arrow(axes, start, end)
     for layer in LINEAR:

@@ -1,4 +1,4 @@
-"""Notebook 13's code beyond the micro model: other architectures name their layers otherwise, and its picture and runs."""
+"""Notebook 13 beyond the micro model: architectures that name their layers otherwise; its picture and its runs."""
 
 import io
 import re
@@ -89,7 +89,9 @@ def test_finished_runs_tune_every_method_with_equal_effort():
     assert tuning.method.nunique() == trained.method.nunique() == 7
     for method, tried in tuning.groupby("method"):
         means = tried.groupby("rate").accuracy.agg(["mean", "count"])
-        assert list(means.index) == given["rates"] and set(means["count"]) == {given["tuning_seeds"]}
+        assert list(means.index) == given["rates"] and set(means["count"]) == {
+            given["tuning_seeds"]
+        }
         chosen = trained[trained.method == method]
         assert set(chosen.rate) == {means["mean"].idxmax()}
     for _, rows in reported.groupby("method"):
