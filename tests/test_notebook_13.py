@@ -1,6 +1,7 @@
 """Notebook 13 beyond the micro model: architectures that name their layers otherwise; its picture and its runs."""
 
 import io
+import itertools
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ from PIL import Image
 
 from minicpt import load_base
 from minicpt.data import ASSETS
+from minicpt.lab.statistics import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = nbformat.read(ROOT / "notebooks" / "13_lora_and_peft.ipynb", as_version=4)
@@ -96,6 +98,32 @@ def test_finished_runs_tune_every_method_with_equal_effort():
         assert set(chosen.rate) == {means["mean"].idxmax()}
     for _, rows in reported.groupby("method"):
         assert sorted(rows.seed) == list(range(given["seeds"]))
+
+
+def test_what_the_text_says_of_the_runs_holds():
+    """Section 8 names the pairs that ten draws cannot rank, and the best method at each of five rates."""
+    runs = pd.read_csv(ASSETS / "reference_peft_methods.csv")
+    reported = runs[runs.seed < 100].pivot(index="seed", columns="method", values="accuracy")
+    undecided = set()
+    for one, other in itertools.combinations(reported, 2):
+        _, _, low, high = interval(reported[one] - reported[other])
+        if low <= 0 <= high:
+            undecided.add(frozenset((one, other)))
+    pairs = [("IA³", "BitFit"), ("IA³", "full fine-tuning"), ("LoRA", "prompt tuning")]
+    pairs.append(("prompt tuning", "prefix tuning"))
+    assert undecided == set(map(frozenset, pairs))
+    assert reported.mean().idxmin() == "zero-shot" and round(reported["zero-shot"].mean()) == 45
+    tuning = runs[runs.seed >= 100].groupby(["method", "rate"]).accuracy.mean().unstack()
+    best = {
+        0.001: "full fine-tuning",
+        0.01: "adapter",
+        0.1: "BitFit",
+        0.3: "IA³",
+        1.0: "prompt tuning",
+    }
+    assert {rate: tuning[rate].idxmax() for rate in best} == best
+    assert [round(tuning.loc["LoRA", rate]) for rate in (0.01, 0.03, 0.1)] == [75, 76, 23]
+    assert round(reported["LoRA"].mean()) == 63
 
 
 def test_map_is_small_and_says_what_the_methods_are():
