@@ -73,6 +73,7 @@ WRONG = {
             lambda logits, ids, types, gamma: -loss()(logits, ids, types, gamma),
             "the sign is turned",
         ),
+        (loss(mean=True, exponent=torch.arange), "positions of the labels: [1, 2]"),
     ],
     "freeze": [
         (
@@ -87,6 +88,7 @@ WRONG = {
         (lambda gradient, types: gradient * (types % 4 == 0)[:, None], "wrong way round"),
         (lambda gradient, types: gradient * (types % 4)[:, None], "multiplied by their role"),
         (freeze_in_place, "in place"),
+        (lambda gradient, types: -gradient * (types > 0)[:, None], "gradient = [[1]]"),
     ],
     "project_tokens": [
         (together, "projected together"),
@@ -98,6 +100,10 @@ WRONG = {
         (divided_by_norm, "0/0"),
         (lambda delta, epsilon: delta, "nothing was projected"),
         (lambda delta, epsilon: each(delta, epsilon[:1]), "first row's radius"),
+        (
+            lambda delta, epsilon: delta.clamp(-epsilon[:, None], epsilon[:, None]) / 2,
+            "delta = [[1]]",
+        ),
     ],
     "training_step": [
         (
@@ -123,6 +129,10 @@ WRONG = {
         (
             lambda delta, g, types, epsilon, lr: each(delta - g * free(types), epsilon),
             "learning rate is not used",
+        ),
+        (
+            lambda delta, g, types, epsilon, lr: each(delta + lr * g, epsilon),
+            "gradient after freezing",
         ),
     ],
 }

@@ -92,6 +92,10 @@ WRONG = {
             "one fixed order",
         ),
         (lambda labels, K, rng: [labels[i] for i in in_turns(labels, K, rng)], "these are labels"),
+        (
+            lambda labels, K, rng: sorted(labels, key=len)[:K] if len(labels) > 2 else [0] * K,
+            "labels = [",
+        ),
     ],
     "paired_interval": [
         (lambda a, b: ends(a, b, factor=1.96), "need Student's t"),
@@ -101,6 +105,7 @@ WRONG = {
         (unpaired_by_scipy, "two unrelated samples"),
         (lambda a, b: ends(b, a), "wrong way round"),
         (lambda a, b: (float((a - b).mean()), float(half(a - b))), "3 numbers"),
+        (lambda a, b: ends(b, a, factor=1.96), "their standard deviation"),
     ],
     "holm": [
         (lambda p: np.minimum(p * len(p), 1), "that is Bonferroni"),
@@ -114,5 +119,6 @@ WRONG = {
         (lambda p: put_back(p, np.maximum.accumulate(stepped(p))), "above 1"),
         (lambda p: stats.false_discovery_control(p), "false discovery rate"),
         (sorts_in_place, "in place"),
+        (lambda p: np.sort(p) * np.arange(1, len(p) + 1), "running maximum, at most 1"),
     ],
 }
