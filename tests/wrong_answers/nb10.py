@@ -122,3 +122,42 @@ WRONG = {
         (lambda p: np.sort(p) * np.arange(1, len(p) + 1), "running maximum, at most 1"),
     ],
 }
+
+
+def runs_of(log, method, stage, key):
+    return [run[key] for run in log if (run["method"], run["stage"]) == (method, stage)]
+
+
+def audits(without=(), splits=set, tuned=runs_of, count=set, rest=()):
+    """The audit of 10.4, without some of its questions, or with another way to ask one of them."""
+
+    def audit(log, table):
+        def of(method, stage, key):
+            return runs_of(log, method, stage, key)
+
+        tested = [splits(of(m, "test", "split")) for m in ("ours", "baseline")]
+        tried = [len(count(of(m, "tuning", "setting"))) for m in ("ours", "baseline")]
+        found = {
+            "splits": tested[0] != tested[1],
+            "tuned on test": any(
+                {*of(m, "test", "split")} & {*of(m, "tuning", "split")} for m in table
+            ),
+            "effort": tried[0] != tried[1],
+            "best of many": any(
+                abs(np.mean(of(m, "test", "accuracy")) - table[m]) > 0.01 for m in table
+            ),
+        }
+        return {name for name in found if found[name] and name not in without} | {*rest}
+
+    return audit
+
+
+WRONG["audit"] = [
+    (lambda log, table: set(), "your audit misses"),
+    (audits(without=["tuned on test"]), "misses 'tuned on test'"),
+    (audits(without=["best of many"]), "misses 'best of many'"),
+    (audits(splits=list), "finds 'splits' where there is none"),
+    (audits(rest=["effort"]), "Count different settings"),
+    (audits(rest=["cheating"]), "none of the four names"),
+    (lambda log, table: True, "return a set of names"),
+]
