@@ -173,8 +173,8 @@ def decayed_gradient(student, generator):
     plt.close(figure)
     return (
         figure,
-        "Norm of your gradient by token: steps that fall behind each label, and nothing behind the "
-        "last one, which no later label asks for.",
+        "Norm of your gradient by token: bars of one height up to each label, then of another, and "
+        "none from the last label on, where nothing is asked any more.",
     )
 
 

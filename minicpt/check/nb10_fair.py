@@ -126,7 +126,7 @@ def drawn(generator: torch.Generator):
     plt.close(figure)
     return (
         figure,
-        "The reported difference of two equally good methods, by simulation: a fair study is centred "
-        "on zero, different splits make it wider, tuning on the test and the best of many runs "
-        "shift it upwards.",
+        "The reported difference of two equally good methods, simulated with three of the faults: a "
+        "fair study is centred on zero, different splits make it wider, tuning on the test and the "
+        "best of many runs shift it upwards.",
     )

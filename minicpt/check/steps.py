@@ -71,7 +71,8 @@ def whole_examples(types) -> bool:
     labels = [*dict.fromkeys(types[masks.is_label(types)].tolist())]
     in_order = labels == list(range(4, 4 * len(labels) + 1, 4))
     ends = bool(labels) and labels[-1] == int(types.max())
-    return in_order and ends and not masks.is_label(types[:1]).any()
+    rising = bool((types[types > 0].diff() >= 0).all())  # the pieces of an example in their order
+    return in_order and ends and rising and not masks.is_label(types[:1]).any()
 
 
 def loss_steps(logits, ids, types, gamma) -> dict:
