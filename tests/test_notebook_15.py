@@ -1,4 +1,4 @@
-"""The capstone's committed run: the cells are what the notebook says, and its page of conclusions says what they say."""
+"""The capstone's committed run: the cells are what the notebook says, and its conclusions say what they say."""
 
 import re
 from pathlib import Path
