@@ -29,6 +29,7 @@ WINGS = {
     "lab": [
         "store",
         "cells",
+        "workers",
         "executors",
         "statistics",
         "published",

@@ -167,6 +167,7 @@ def run_notebook(out: Path, heading: str, *also: str) -> dict[str, Path]:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
+            errors="replace",
         )
         if done.returncode:
             raise MiniCPTError(
