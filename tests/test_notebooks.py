@@ -318,9 +318,25 @@ def test_report_of_a_store(tiny_store, tmp_path):
     assert {path.name for path in folder.glob("*.png")} == figures <= paths.keys()
     assert "out of luck" in text and "A few shots" in text
     assert "1 results of other settings left out, 8 shown" in text
-    assert "No published cell belongs to a model of this store" in text
+    assert "No published cell belongs to a model of this table" in text
+    assert "Exercise 11.1" not in text
     ran = nbformat.read(paths["report"], as_version=4)
     assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
+
+
+@pytest.mark.slow
+def test_report_of_a_refilled_store_of_one_seed(tiny_store, tmp_path):
+    """Cells taken from a CSV have neither scores nor losses; one seed has no interval."""
+    from minicpt.lab.report import run_notebook
+
+    for result in tiny_store.results():
+        if result["config"]["seed"] == 0:
+            kept = {key: result[key] for key in (*store_module.MEASURED, "config", "seconds")}
+            path = tmp_path / f"{store_module.key_of(result['config'])}.json"
+            store_module.write_atomically(path, json.dumps({**kept, "source": "cells.csv"}))
+    text = run_notebook(tmp_path, "Refilled")["html"].read_text(encoding="utf-8")
+    assert "there is no curve to draw" in text and "No result here has a history" in text
+    assert "[nan" not in text
 
 
 @pytest.mark.slow
