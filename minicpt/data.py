@@ -1,24 +1,23 @@
 """Tasks, verbalizers, few-shot splits: from a task's name to K labelled shots and a list of queries.
 
-A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its
-verbalizers and templates. The embedded micro tasks and a reader's own task have this form; the real ones come through
-`datasets`, from the hub or from a folder in the hub's schema.
+A task is two files: `<name>.jsonl` with one {"text", "label", "split"} a line, and `<name>.json` with its verbalizers
+and templates. Micro tasks and a reader's own have this form; real ones come from the hub, or a folder in its schema.
 """
 
 import hashlib
 import json
 import os
 import random
-from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from string import Formatter
 
 from .core.templates import Template
-from .errors import MiniCPTError, unknown
+from .errors import MiniCPTError, check_type, unknown, whole_number
+from .schema import ASSETS, check_words, conform, parse, read_text
 
-ASSETS = Path(__file__).parent / "assets"
 TASKS = ("sst2", "ag_news", "trec", "dbpedia", "set_cls")
 TABLE_SHOTS = (2, 4, 6)
 OPTIONAL = ("title", "instruction", "arbitrary_labels", "default_labels")  # in a task's file
@@ -44,41 +43,34 @@ class Task:
     instruction: str = ""  # {labels} stands for the label words
     arbitrary_labels: list[str] = field(default_factory=list)
     default_labels: str = "canonical"
-    sha256: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that decides what is drawn from the task: rows, words, templates, instruction, in their order."""
+        content = {**vars(self), "title": "", "templates": [vars(t) for t in self.templates]}
+        return _sha256(json.dumps(content).encode())[:16]
 
 
 def _build(spec: dict, splits: dict[str, list[Row]]) -> Task:
     """Check the rows of train and test against the verbalizers and put a task together."""
     name, verbalizers = spec["name"], spec["verbalizers"]
     for where, rows in splits.items():
-        for i, (text, label) in enumerate(rows, 1):
-            if not text.strip():
-                raise MiniCPTError(f"{name}: {where} row {i} has an empty text; remove the row.")
+        for i, (_, label) in enumerate(rows, 1):
             if label not in verbalizers:
                 raise MiniCPTError(
                     f"{name}, {where} row {i}: {unknown('label', label, verbalizers)}"
                 )
-    word, count = Counter(verbalizers.values()).most_common(1)[0]
-    if count > 1:
-        raise MiniCPTError(f"{name}: two classes share the label word {word!r}; give each its own.")
-    kind = spec.get("default_labels", "canonical")
-    kinds = KINDS if spec.get("arbitrary_labels") else KINDS[:1]
-    if kind not in kinds:
-        raise unknown('"default_labels"', kind, kinds)
-    parts = ("input", "output", "intra", "inter")
-    missing = sorted(set(parts) - set(spec["templates"]))
-    if missing:
+    seen = {label for _, label in splits["train"]}
+    if len(seen) == 1:
         raise MiniCPTError(
-            f'"templates" lacks {missing}; each is a list of strings, see docs/own_task.md.'
+            f"{name}: all training rows are of the class {seen.pop()!r}; add rows of another class."
         )
-    pools = [spec["templates"][part] for part in parts]
+    check_words(verbalizers)
+    check_words({word: word for word in spec.get("arbitrary_labels", [])})
+    pools = [spec["templates"][part] for part in ("input", "output", "intra", "inter")]
     templates = [Template(*chosen) for chosen in product(*pools)]
-    lines = [f"{text}\t{label}" for text, label in splits["train"] + splits["test"]]
-    sha256 = _sha256("\n".join(lines).encode())[:16]
     optional = {"title": name} | {key: spec[key] for key in OPTIONAL if key in spec}
-    return Task(
-        name, **splits, verbalizers=verbalizers, templates=templates, sha256=sha256, **optional
-    )
+    return Task(name, **splits, verbalizers=verbalizers, templates=templates, **optional)
 
 
 def _sha256(content: bytes) -> str:
@@ -88,39 +80,30 @@ def _sha256(content: bytes) -> str:
 def load_task_file(path: str | Path) -> Task:
     """Load a task from its JSON file; the rows lie beside it in a JSONL of the same name.
 
-    Raises `MiniCPTError` naming the file, the line and what is missing.
+    Raises `MiniCPTError` naming the file, the line or key, and what is valid.
     """
     path = Path(path)
     rows_path = path.with_suffix(".jsonl")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        content = rows_path.read_bytes()
+        text, rows = read_text(path), read_text(rows_path)
+        digest = _sha256(rows_path.read_bytes())
     except FileNotFoundError as error:
         raise MiniCPTError(
             f"{error.filename} does not exist; a task is two files, {path.name} and {rows_path.name}."
         ) from error
-    except json.JSONDecodeError as error:
-        raise MiniCPTError(f"{path} is not valid JSON: {error}.") from error
-    for key in ("name", "verbalizers", "templates"):
-        if key not in spec:
-            raise MiniCPTError(
-                f"{path}: the key {key!r} is missing; needed are name, verbalizers and templates."
-            )
-    digest = _sha256(content)
+    spec = parse(text, f"{path}: ")
+    conform(spec, "task", "key", f"{path}: ")
     if spec.get("sha256", digest) != digest:
         raise MiniCPTError(
             f'{rows_path} has changed: its sha256 is {digest}. Restore it, or drop "sha256" from {path}.'
         )
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            splits[row["split"]].append((str(row["text"]), str(row["label"])))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise MiniCPTError(
-                f"{rows_path}, line {number}: {error!r}. Each line is an object like "
-                '{"text": "...", "label": "...", "split": "train"} with split train or test.'
-            ) from error
+    for number, line in enumerate(rows.split("\n"), 1):  # a text may hold what else ends a line
+        if line.strip():
+            where = f"{rows_path}, line {number}: "
+            row = parse(line, where)
+            conform(row, "row", "key", where)
+            splits[row["split"]].append((row["text"], str(row["label"])))
     return _build(spec, splits)
 
 
@@ -142,11 +125,21 @@ def load_real_task(name: str, data_dir: str | Path | None = None) -> Task:
     named = dict(enumerate(spec["verbalizers"]))
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for split, rows in splits.items():
-        for row in load_table(spec, split, data_dir):
+        for i, row in enumerate(load_table(spec, split, data_dir), 1):
+            for column in _text_columns(spec):
+                if not isinstance(row[column], str):
+                    raise MiniCPTError(
+                        f"{name}, {split} row {i}: the column {column!r} must be text, got {row[column]!r}; mend the "
+                        "row, or leave it out."
+                    )
             text, label = spec["text"].format(**row).strip(), row[spec["label_column"]]
             if text:
                 rows.append((text, named.get(label, f"label {label}")))
     return _build({**spec, "name": name, "arbitrary_labels": ARBITRARY}, splits)
+
+
+def _text_columns(spec: dict) -> list[str]:
+    return [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
 
 
 def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
@@ -162,17 +155,16 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
                 f"{file} does not exist; the data folder needs {spec['folder']}/train.jsonl and test.jsonl."
             )
         try:
-            table = datasets.load_dataset("json", data_files=str(file), split="train")
-        except (datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
-            raise MiniCPTError(
-                f"{file} cannot be read: {error}. It needs one JSON object a line."
-            ) from error
+            # the library's own reader keeps a copy by path and time: a file of the same time would not be read again
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            table = datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+        except (AttributeError, ValueError, TypeError) as error:
+            raise MiniCPTError(f"{file}: {error}. It needs one JSON object a line.") from error
         where = str(file)
     else:
         table = _load_hub(spec, split)
         where = f"{spec['hub']} ({split})"
-    in_text = [column for _, column, _, _ in Formatter().parse(spec["text"]) if column]
-    for column in (*in_text, spec["label_column"]):
+    for column in (*_text_columns(spec), spec["label_column"]):
         if column not in table.column_names:
             raise MiniCPTError(
                 f"{where} has no column {column!r}; it has {', '.join(table.column_names)}."
@@ -199,8 +191,9 @@ def _load_hub(spec: dict, split: str):
         ) from error
 
 
-def load_task(name: str, data: str = "micro", data_dir: str | Path | None = None) -> Task:
+def load_task(name: str | Path, data: str = "micro", data_dir: str | Path | None = None) -> Task:
     """Load a task: an embedded one by name, the real one of that name (`data="real"`), or your own `.json` file."""
+    name = str(name)
     if name.endswith(".json"):
         return load_task_file(name)
     if data == "real" and name != "set_cls":  # which is generated, for every model the same
@@ -245,8 +238,7 @@ def sample_shots(labels: list[str], k: int, seed: int, per_class: bool = False) 
     `per_class=False`: k in total, from distinct classes first. `per_class=True`: k of each class, so k*C in all.
     The 2 shots of a seed are among its 4. Raises `MiniCPTError` if there are too few rows.
     """
-    if k < 0:
-        raise MiniCPTError(f"The number of shots must be 0 or more, got {k}.")
+    k, seed = whole_number("shots", k, 0), whole_number("seed", seed)
     generator = random.Random(f"shots {seed}")
     by_class: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
@@ -286,6 +278,12 @@ def label_words(task: Task, kind: str, seed: int) -> dict[str, str]:
     return dict(zip(task.verbalizers, words))
 
 
+def fill_instruction(instruction: str, words: list[str]) -> str:
+    """Write the label words where the instruction says {labels}."""
+    *others, last = words
+    return instruction.replace("{labels}", f"{', '.join(others)} or {last}")
+
+
 def make_split(
     task: Task, shots: int, seed: int, n_test: int = 200, labels: str = "", per_class: bool = False
 ) -> Split:
@@ -293,16 +291,15 @@ def make_split(
 
     Queries, words and template depend on the seed alone, so that methods and shot counts compare on equal terms.
     """
-    if n_test < 1:
-        raise MiniCPTError(f"n_test is the number of queries and must be at least 1, got {n_test}.")
+    seed, n_test = whole_number("seed", seed), whole_number("n_test", n_test, 1)
+    check_type("per_class", per_class, bool)
     chosen = sample_shots([label for _, label in task.train], shots, seed, per_class)
     queries = random.Random(f"queries {seed}").sample(task.test, min(n_test, len(task.test)))
     if not queries:
         raise MiniCPTError(f'{task.name} has no test rows; mark some rows with "split": "test".')
     template = random.Random(f"template {seed}").choice(task.templates)
     words = label_words(task, labels or task.default_labels, seed)
-    *others, last = words.values()
-    instruction = task.instruction.replace("{labels}", f"{', '.join(others)} or {last}")
+    instruction = fill_instruction(task.instruction, [*words.values()])
     return Split(
         task.name, [task.train[i] for i in chosen], queries, words, template, instruction, seed
     )

@@ -350,8 +350,8 @@ def test_a_ct_kv_classifier_is_saved_and_loaded(tmp_path):
     "method, hp, message",
     [
         ("cpt", {"roles": "inputs"}, "Unknown role 'inputs'. Did you mean 'input'"),
-        ("cpt", {"projection": "tokenwise"}, "Unknown projection 'tokenwise'"),
-        ("cpt", {"context_labels": "two"}, "Unknown context_labels 'two'"),
+        ("cpt", {"projection": "tokenwise"}, '"token", "together" or "none"; got .tokenwise.'),
+        ("cpt", {"context_labels": "two"}, '"all" or "one"; got .two.'),
         (
             "ct_kv",
             {"leave_one": True},

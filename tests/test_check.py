@@ -61,6 +61,23 @@ def test_every_lesson_has_exercises():
     assert sum(len(found(p)) for p in WITH_EXERCISES) >= 18
 
 
+@pytest.mark.parametrize("path", builder.TRANSLATIONS, ids=lambda path: path.name)
+def test_a_translation_has_the_code_and_outputs_of_its_master(path):
+    """If this fails: python data_scripts/build_notebooks.py --exercises"""
+    assert nbformat.read(path, as_version=4) == builder.translated(path)
+
+
+def test_a_translation_with_other_cells_than_its_master_is_refused(tmp_path, monkeypatch):
+    path = builder.TRANSLATIONS[0]
+    notebook = nbformat.read(path, as_version=4)
+    del notebook.cells[0]
+    shorter = tmp_path / path.name
+    nbformat.write(notebook, shorter)
+    monkeypatch.setattr(type(shorter), "relative_to", lambda self, _: self)
+    with pytest.raises(ValueError, match="other cells than its master"):
+        builder.translated(shorter)
+
+
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_exercises_are_in_form(path):
     for k, (task, _, test) in enumerate(found(path), 1):

@@ -126,7 +126,7 @@ def test_shots_asked_for(rows):
     with pytest.raises(MiniCPTError, match="Cannot draw 21 shots from 20"):
         small("icl", shots=21).fit(texts, labels)
     for shots in (0, 2.5, "4"):
-        with pytest.raises(MiniCPTError, match="shots must be None or a whole number from 1"):
+        with pytest.raises(MiniCPTError, match="shots must be a whole number from 1"):
             small("icl", shots=shots).fit(texts, labels)
 
 
@@ -205,13 +205,13 @@ def test_words_that_cannot_tell_the_labels_apart(rows):
     texts, labels, *_ = rows
     two = [label == "tool" for label in labels]
     for verbalizers, message in [
-        ({True: "yes", False: "yes "}, "labels False and True share the word 'yes'"),
+        ({True: "yes", False: "yes "}, "labels False and True share the label word 'yes'"),
         ({True: "yes"}, "no word for the label False"),
         ({True: "yes", False: " "}, "no word for the label False"),
     ]:
         with pytest.raises(MiniCPTError, match=message):
             small("icl", verbalizers=verbalizers).fit(texts, two)
-    with pytest.raises(MiniCPTError, match="labels .* and .* share the word '1'"):
+    with pytest.raises(MiniCPTError, match="labels .* and .* share the label word '1'"):
         small("icl").fit(texts, [1, "1"] * 10)
     with pytest.raises(
         MiniCPTError, match="same first token"
@@ -280,7 +280,7 @@ def test_clone_and_set_params(rows):
 @pytest.mark.parametrize(
     "texts, labels, message",
     [
-        ([], [], "texts .* at least one"),
+        ([], [], "no text; .* at least one"),
         (["a", "b"], ["x"], "2 texts and 1 labels"),
         (["a", 3], ["x", "y"], "Text 1 is no string but 3"),
         (["a", None], ["x", "y"], "Text 1 is no string but None"),
@@ -323,7 +323,7 @@ def test_bad_rows_to_predict(rows):
         ({"template": "text: {}"}, "template must be a Template"),
         ({"hp": {"epoch": 3}}, "Unknown hyper-parameter 'epoch'. Did you mean 'epochs'"),
         ({"method": "cpt_instr"}, 'cpt_instr needs an instruction, .*instruction="..."'),
-        ({"max_length": 0}, "max_length must be None or a whole number"),
+        ({"max_length": 0}, "max_length must be a whole number"),
         ({"max_length": 5}, "does not fit"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_failed_fit_leaves_the_old_one(rows, monkeypatch):
     texts, labels, X, _ = rows
     fitted = small("icl").fit(texts, labels)
     expected = fitted.predict_proba(X)
-    fitted.set_params(method="cpt", hp={"decay": float("nan")})
+    fitted.set_params(method="cpt", hp={"decay": 1e30})
     with pytest.raises(TrainingDiverged):
         fitted.fit(texts, labels)
     assert (fitted.predict_proba(X) == expected).all()
@@ -481,5 +481,5 @@ def test_damaged_foreign_and_missing_files(rows, tmp_path, monkeypatch):
         FewShotClassifier.load(tmp_path)
     path.write_bytes(content)
     monkeypatch.setattr(classifier._shared_base("micro"), "fingerprint", "another")
-    with pytest.raises(MiniCPTError, match="weights of 'micro' are not those of the fit"):
+    with pytest.raises(MiniCPTError, match="configuration of 'micro' are not those of the fit"):
         FewShotClassifier.load(tmp_path)

@@ -67,9 +67,13 @@ def test_global_random_states_are_left_alone():
 
 def test_numbers_out_of_range():
     task = data.load_task("trec")
-    with pytest.raises(MiniCPTError, match="must be 0 or more, got -1"):
+    with pytest.raises(
+        MiniCPTError, match="shots must be a whole number from 0, such as 4; got -1"
+    ):
         data.make_split(task, -1, 0)
-    with pytest.raises(MiniCPTError, match="at least 1, got 0"):
+    with pytest.raises(
+        MiniCPTError, match="n_test must be a whole number from 1, such as 4; got 0"
+    ):
         data.make_split(task, 2, 0, n_test=0)
 
 
@@ -166,19 +170,23 @@ def test_own_task(tmp_path):
 @pytest.mark.parametrize(
     "spec, rows, message",
     [
-        ({"name": "mine"}, ROWS, "'verbalizers' is missing"),
+        ({"name": "mine"}, ROWS, "'verbalizers' must be .*; it is missing"),
         (SPEC, [*ROWS, "not json"], "line 11"),
         (SPEC, [{"text": "a", "label": "y"}], "line 1.*split"),
         (SPEC, [{"text": "a", "label": "y", "split": "dev"}], "line 1.*dev"),
-        (SPEC, [{"text": " ", "label": "y", "split": "train"}], "train row 1 has an empty text"),
+        (
+            SPEC,
+            [{"text": " ", "label": "y", "split": "train"}],
+            "line 1: The key 'text' must be a text that is not blank",
+        ),
         (
             SPEC,
             [{"text": "a", "label": "yy", "split": "train"}],
             "Unknown label 'yy'. Did you mean 'y'",
         ),
         ({**SPEC, "verbalizers": {"y": "yes", "n": "yes"}}, ROWS, "share the label word 'yes'"),
-        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "lacks"),
-        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "default_labels"),
+        ({**SPEC, "templates": {"input": ["{}"]}}, ROWS, "'templates.output' .* missing"),
+        ({**SPEC, "default_labels": "arbitrary"}, ROWS, "lists 0 arbitrary labels"),
         ({**SPEC, "sha256": "0"}, ROWS, "has changed"),
         (SPEC, [r for r in ROWS if r["split"] == "train"], "no test rows"),
     ],
@@ -230,7 +238,7 @@ def test_real_task_errors(tmp_path):
     with pytest.raises(MiniCPTError, match="Unknown real task 'sst5'. Did you mean 'sst2'"):
         data.load_task("sst5", "real", tmp_path)
     (tmp_path / "trec" / "train.jsonl").write_text("no json")
-    with pytest.raises(MiniCPTError, match="train.jsonl cannot be read"):
+    with pytest.raises(MiniCPTError, match="train.jsonl: .* one JSON object a line"):
         data.load_task("trec", "real", tmp_path)
     assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), (
         "generated: there is no other"

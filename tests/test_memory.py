@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minicpt.data import load_task, make_split
 from minicpt.engine import base_models, memory
@@ -89,7 +91,7 @@ def measure(name, dtype, pipe):
     pipe.send(
         (
             train_peak,
-            memory.training_bytes(base.model, 6, P, T),
+            memory.training_bytes(base.model, 6, P, T, logits=1),
             score_peak,
             memory.scoring_bytes(base.model, 32, P, T),
         )
@@ -162,6 +164,59 @@ def test_less_memory_means_fewer_rows_and_none_is_refused(monkeypatch, random_ba
         MiniCPTError, match=r"One row of 200 \+ 40 tokens needs about .* GiB.*Use fewer shots"
     ):
         memory.rows_that_fit(random_base.model, CPU, 200, 40, 4)
+
+
+@given(st.integers(1, 64), st.integers(0, 300), st.integers(1, 100), st.booleans())
+def test_logits_are_counted_where_a_loss_asks_for_them(random_base, rows, prefix, query, shared):
+    model, V = random_base.model, random_base.model.config.vocab_size
+    bodies = memory.training_bytes(model, rows, prefix, query, shared, 0)
+    for n in (1, query):
+        step = memory.training_bytes(model, rows, prefix, query, shared, n)
+        assert step - bodies == 3 * 4 * V * rows * n  # float32: logits, log-softmax, gradient
+    assert memory.training_bytes(model, rows, prefix, query, shared) == step  # as LoRA's
+
+
+@pytest.mark.parametrize("method", ["pt", "ipt", "lora", "cpt", "iapt", "ct_prompt", "ct_kv"])
+def test_the_estimate_counts_the_logits_of_the_method(method, monkeypatch, random_base):
+    """The oracle counts the tokens that the head sees in a training step."""
+    split, planned, seen = make_split(load_task("trec"), 4, seed=0, n_test=4), [], []
+
+    def plan(*args):
+        planned.append(args)
+        return memory.rows_that_fit(*args)
+
+    def count(head, args, output):
+        if torch.is_grad_enabled() and output.requires_grad:
+            seen.append(output[..., 0].numel())
+
+    monkeypatch.setattr("minicpt.methods.prepare.rows_that_fit", plan)
+    hook = random_base.model.get_output_embeddings().register_forward_hook(count)
+    try:
+        fit(method, random_base, split, {"epochs": 1}).close()
+    finally:
+        hook.remove()
+    ((_, _, before, longest, batch, _, _, logits),) = planned
+    K = 4 if method in ("ipt", "cpt", "ct_prompt", "ct_kv") else 0
+    words = max(
+        len(ids) for ids in fit("zero", random_base, make_split(load_task("trec"), 0, 0)).candidates
+    )
+    assert logits == (longest if method in ("lora", "iapt") else (1 + K) * words)
+    assert seen and max(seen) <= batch * logits
+
+
+@pytest.mark.parametrize("method", ["lora", "cpt"])
+def test_what_does_not_fit_says_how_many_logits_were_counted(method, monkeypatch, random_base):
+    split = make_split(load_task("trec"), 4, seed=0, n_test=4)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**10)
+    with pytest.raises(MiniCPTError, match="a step takes the logits of [0-9]+ of them") as refused:
+        fit(method, random_base, split)
+    _, rest = str(refused.value).split("One row of ")
+    query = int(rest.split(" tokens")[0].split(" + ")[1])
+    counted = int(rest.split("the logits of ")[1].split()[0])
+    assert (counted == query) == (method == "lora") and counted <= query
+    with pytest.raises(MiniCPTError) as refused:
+        fit("icl", random_base, split)
+    assert "logits" not in str(refused.value)
 
 
 @pytest.mark.parametrize("method", ["icl", "pt", "ipt", "lora", "cpt"])

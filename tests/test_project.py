@@ -42,9 +42,12 @@ def test_every_lazy_name_exists_and_a_wrong_one_is_explained():
 def requirements(names):
     """{package: bound} of requirement strings; conda's names for pip's."""
     pairs = (re.match(r"([A-Za-z0-9_-]+)\s*(.*)", name).groups() for name in names)
-    return {
-        {"pytorch": "torch", "matplotlib-base": "matplotlib"}.get(n, n): bound for n, bound in pairs
+    pips = {
+        "pytorch": "torch",
+        "matplotlib-base": "matplotlib",
+        "python-fastjsonschema": "fastjsonschema",
     }
+    return {pips.get(name, name): bound for name, bound in pairs}
 
 
 def test_environment_yml_says_what_pyproject_says():

@@ -1,4 +1,4 @@
-"""`PromptEmbedding` and `CPTEmbedding`: prompt tokens as embeddings, (*B P) indices -> (*B P D) vectors.
+"""`PromptEmbedding` and `CPTEmbedding`: prompt tokens as embeddings, `(*B P)` indices -> `(*B P D)` vectors.
 
 Drop-in for PEFT's classes of the same names: same attributes, same numbers. Any object with PEFT's config fields will
 do as `config`; the classes here need torch alone.

@@ -51,7 +51,7 @@ def shrinkage(norm: Float[Tensor, "*S"], radius: Float[Tensor, "*S"]) -> Float[T
 def project(delta: Float[Tensor, "P D"], epsilon: Float[Tensor, "P"]) -> Float[Tensor, "P D"]:
     """Project each row of `delta` (P, D) onto the L2 ball of its radius `epsilon` (P,).
 
-    delta_i * epsilon_i / max(|delta_i|, epsilon_i): rows inside their ball stay as they are.
+    `delta_i * epsilon_i / max(|delta_i|, epsilon_i)`: rows inside their ball stay as they are.
     Source: paper 3.2.2; PEFT `CPTEmbedding.get_projection`.
     """
     return delta * shrinkage(delta.norm(dim=1), epsilon)[:, None]

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import MiniCPTError
+from ..errors import MiniCPTError, check_characters
 from .masks import INPUT, INPUT_TEMPLATE, LABEL, OUTPUT_TEMPLATE, SEPARATOR
 
 ANY = "a"  # stands for a text or a label where only what is around it matters
@@ -99,6 +99,8 @@ class Context(Encoded):
 
 def tokenize(tokenizer, strings: Sequence[str]) -> list[list[int]]:
     """Tokenise strings without special tokens, in one call."""
+    for string in strings:
+        check_characters(string)
     return tokenizer(list(strings), add_special_tokens=False)["input_ids"] if strings else []
 
 
@@ -131,6 +133,8 @@ def lay_roles(tokenizer, rows: Sequence[Sequence[Part]], start: int = 0) -> list
             "over them by that. Load the fast version of the tokenizer (a model folder with a tokenizer.json)."
         )
     strings = ["".join(string for string, _ in parts) for parts in rows]
+    for string in strings:
+        check_characters(string)
     tokens = tokenizer(strings, add_special_tokens=False, return_offsets_mapping=True)
     result = []
     for string, parts, ids, offsets in zip(

@@ -57,8 +57,9 @@ def train(
                 if not torch.isfinite(share):
                     raise TrainingDiverged(
                         f"The loss became {share.item()} at step {len(history) + 1} of {steps} "
-                        f"(learning rate {recipe.lr}). Lower the learning rate, or check the "
-                        "labels' roles."
+                        f"(learning rate {recipe.lr}). Lower the learning rate; if that is of no "
+                        "help, or nothing was trained yet (step 1), load the model in float32 or "
+                        "bfloat16 (--dtype), and check its weights and the labels' roles."
                     )
                 share.backward()
                 loss += share.item()

@@ -45,7 +45,7 @@ GELU_DENOMINATOR = (-0.128756216, -0.260206082, -0.0317033474, -0.00186429447, -
 def rational(
     x: Float[Tensor, "*S"], a: Float[Tensor, "n"], b: Float[Tensor, "d"]
 ) -> Float[Tensor, "*S"]:
-    """Compute sum_j a_j x^j / (1 + |sum_i b_i x^i|), i from 1, in float32 (x^6!). Sources: Molina 2019, MiLoRA."""
+    """Compute `sum_j a_j x^j / (1 + |sum_i b_i x^i|)`, i from 1, in float32 (x^6!). Sources: Molina 2019, MiLoRA."""
     x, top, bottom = x.float(), 0.0, 0.0
     for coefficient in a.flip(0):  # Horner's rule
         top = top * x + coefficient

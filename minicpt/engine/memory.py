@@ -58,19 +58,22 @@ def cache_bytes(model, tokens: int) -> int:
     return 2 * config.num_hidden_layers * tokens * heads * head * model.dtype.itemsize
 
 
-def training_bytes(model, rows: int, prefix: int, query: int, shared: bool = True) -> int:
+def training_bytes(
+    model, rows: int, prefix: int, query: int, shared: bool = True, logits: int | None = None
+) -> int:
     """A step on `rows` sequences of prefix + query tokens: activations of all layers, logits and their gradient.
 
-    A shared prefix counts once, but each row holds its keys and values; logits at every query token, at most.
+    A shared prefix counts once, but each row holds its keys and values. `logits`: the tokens of a row at which the loss
+    asks for them. LoRA and IAPT ask at every query token, as by default; the other methods at the row's label, and CPT
+    at the context's labels too.
     """
     config, length = model.config.get_text_config(), prefix + query
-    tokens, copies = (
-        (prefix + rows * query, rows * length) if shared and prefix else (rows * length, 0)
-    )
-    layers = config.num_hidden_layers * _per_layer(model, tokens, length) + cache_bytes(
-        model, copies
-    )
-    return layers + 3 * rows * query * config.vocab_size * 4
+    tokens, copies = rows * length, 0
+    if shared and prefix:
+        tokens, copies = prefix + rows * query, rows * length
+    layers = config.num_hidden_layers * _per_layer(model, tokens, length)
+    at_head = rows * (query if logits is None else logits)
+    return layers + cache_bytes(model, copies) + 3 * at_head * config.vocab_size * 4
 
 
 def scoring_bytes(model, rows: int, prefix: int, query: int) -> int:
@@ -82,23 +85,35 @@ def scoring_bytes(model, rows: int, prefix: int, query: int) -> int:
 
 
 def rows_that_fit(
-    model, device, prefix: int, query: int, batch: int, most: int = ROWS, shared: bool = True
+    model,
+    device,
+    prefix: int,
+    query: int,
+    batch: int,
+    most: int = ROWS,
+    shared: bool = True,
+    logits: int | None = None,
 ) -> int:
     """Largest power of two, at most `most`, of rows that can be trained on (if `batch` > 0) and scored at once.
 
-    Raises `MiniCPTError` where not even one row fits, with what it needs and what there is.
+    The step is that of `training_bytes`. Raises `MiniCPTError` where not even one row fits, with what it needs, for
+    how many logits, and what there is.
     """
     free, rows = free_memory(device), most
 
     def needed(rows: int) -> int:
-        train = training_bytes(model, min(rows, batch), prefix, query, shared) if batch else 0
-        return max(train, scoring_bytes(model, rows, prefix, query))
+        score = scoring_bytes(model, rows, prefix, query)
+        if not batch:
+            return score
+        step = training_bytes(model, min(rows, batch), prefix, query, shared, logits)
+        return max(step, score)
 
     while rows > 1 and needed(rows) > free:
         rows //= 2
     if needed(rows) > free:
+        step = f", and a step takes the logits of {logits or query} of them" if batch else ""
         raise MiniCPTError(
-            f"One row of {prefix} + {query} tokens needs about {gib(needed(1))} beside the weights, {device} has "
+            f"One row of {prefix} + {query} tokens needs about {gib(needed(1))} beside the weights{step}; {device} has "
             f"{gib(free)} left. Use fewer shots, --max-length, --dtype bfloat16, or a smaller model."
         )
     return rows

@@ -4,6 +4,7 @@ query (B, T) ─ model ─> first token of every label
          └─ its KV cache, once for each beginning (a label without its last token) ─ model ─> the other tokens
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -238,7 +239,10 @@ def calibrate(
 
     `scores` (N, C) and `content_free` (M, C) are log-scores; the result is log-scores too.
     """
-    prior = content_free.softmax(-1).mean(0).log()
+    prior = content_free.softmax(-1).mean(0).log()  # (C)
+    # of labels so improbable that float32 has no such number: the same, in logarithms
+    small = content_free.log_softmax(-1).logsumexp(0) - math.log(len(content_free))
+    prior = torch.where(prior > -80, prior, small)
     return scores.log_softmax(-1) - prior
 
 

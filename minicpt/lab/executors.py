@@ -62,12 +62,14 @@ def run_grid(
     `workers` 1 runs in this process, more start that many with one thread each; `gpus` ("0", "1", ...) starts one a
     GPU, which sees no other; `slurm` (parameters for submitit) submits an array of `workers` jobs and waits for it.
     Interrupt at will: what is done stays done, running cells are given up at once, and the next run goes on from there.
-    Two runs on one store may compute a cell twice, but damage none. Raises `MiniCPTError` for GPUs that are not there,
-    before anything is computed, and if a worker process is killed.
+    Two runs on one store may compute a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed
+    and, before the first cell, for GPUs that are not there; `OSError` there if the store takes no files.
     """
     if gpus:
         check_gpus(gpus)
     missing = missing_cells(cells, store)
+    if missing:
+        store.check_room()
     if slurm is not None:
         outcomes = in_slurm(missing, store, workers, slurm)
     elif gpus or workers > 1:

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import platform
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 
@@ -29,8 +31,8 @@ def key_of(config: dict) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file under a temporary name and move it in place, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name per process: two may write at once
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a name of its own: others may write the same file now, on another host with the same process id too
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -60,8 +62,16 @@ class Store:
         return self._read(self.path(cell))
 
     def put(self, cell, result: dict) -> None:
-        write_atomically(self.path(cell), json.dumps(result, ensure_ascii=False))
+        """Keep a result, under the configuration that it was computed with: files may have changed since."""
+        path = self.folder / f"{key_of(result['config'])}.json"
+        write_atomically(path, json.dumps(result, ensure_ascii=False))
         self._error_path(cell).unlink(missing_ok=True)
+
+    def check_room(self) -> None:
+        """Raise `OSError` for a folder that takes no files, or has no room for a result: before hours of computing."""
+        probe = self.folder / f"probe-{uuid4().hex}"
+        write_atomically(probe, " " * 2**14)
+        probe.unlink()
 
     def put_error(self, cell, error: BaseException) -> None:
         report = {

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import TASKS as DATASETS
-from ..errors import MiniCPTError
+from ..errors import MiniCPTError, warn
 from ..methods.registry import METHODS
 from .published import KEYS, load_published
 from .statistics import interval, one_more, signed
@@ -21,6 +21,7 @@ CELL = ["model", "dataset", "labels", "method", "shots", "seed"]  # one result
 PLACE = ["model", "dataset", "labels", "shots", "seed"]  # where methods meet on one split
 ACCURACY = {"raw": "accuracy", "calibrated": "accuracy_calibrated"}
 OTHER = {"raw": "calibrated", "calibrated": "raw"}
+KINDS = ["results_version", "task_sha256"]  # what one dataset's results must share
 LOG_SCORES = {"raw": "log_scores", "calibrated": "log_scores_calibrated"}
 
 
@@ -28,7 +29,8 @@ def frame(results: Sequence[dict]) -> pd.DataFrame:
     """One row a result: CELL, data, accuracy, accuracy_calibrated, split_sha256, seconds.
 
     Accuracies are fractions; seconds is fitting plus scoring. Refuses no result at all, and two results of the same
-    cell (two learning rates, say): averaged as if they were two seeds they would narrow the interval.
+    cell (two learning rates, say): averaged as if they were two seeds they would narrow the interval. Warns where a
+    dataset's results come from different versions of our arithmetic, or of the task.
     """
     if not results:
         raise MiniCPTError(
@@ -39,9 +41,20 @@ def frame(results: Sequence[dict]) -> pd.DataFrame:
     table["seconds"] = [result["seconds"]["fit"] + result["seconds"]["score"] for result in results]
     twice = table[table.duplicated(CELL)]
     if len(twice):
+        cell = twice[CELL].iloc[0]
+        there = (table[CELL] == cell).all(axis=1)
+        one, other, *_ = [results[i]["config"] for i in table.index[there]]
+        differ = [name for name in one | other if one.get(name) != other.get(name)]
         raise MiniCPTError(
-            f"There are two results for the cell {twice[CELL].iloc[0].to_dict()}: their configurations differ in "
-            "another field. Keep the results of one table and one setting."
+            f"There are two results for the cell {cell.to_dict()}; their configurations differ in "
+            f"{', '.join(differ) or 'nothing'}. Keep the results of one table and one setting."
+        )
+    kinds = pd.DataFrame([result["config"] for result in results], columns=["dataset", *KINDS])
+    mixed = kinds.groupby("dataset").nunique(dropna=False).gt(1).any(axis=1)
+    if mixed.any():
+        warn(
+            f"Results of different kinds stand side by side for {', '.join(mixed.index[mixed])}: they differ in "
+            f"{' or '.join(KINDS)}, so they do not compare. Run the same command again; it computes the older ones."
         )
     table = table.astype({"accuracy_calibrated": float})
     return table.sort_values(CELL, key=_rank, ignore_index=True)

@@ -3,8 +3,7 @@
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,19 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ..core.templates import Template
-from ..data import Split, sample_shots
+from ..data import Split, fill_instruction, sample_shots
 from ..engine.base_models import BaseModel, load_base
-from ..errors import MiniCPTError
+from ..engine.sources import model_files, remembered
+from ..errors import MiniCPTError, check_type, whole_number
 from . import persistence
 from .fit import Predictor, fit
+from .inputs import distinct, read_labels, read_texts, words_of
 from .prepare import Prompt, read_task
 from .registry import METHODS, hyperparameters
 
 DEFAULT_SHOTS = 8  # a longer context costs time in every step and every prediction
 BATCH = 16  # rows, where the tuned batch is all rows: here these may be many
-_shared_base = lru_cache(maxsize=1)(load_base)  # a grid search loads it once a process
+_shared_base = remembered(load_base, model_files, 1)  # a grid search loads it once a process
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -35,7 +36,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     - `shots`: examples in the context, drawn from distinct classes first; methods that train also train on the rest
       (zero, PT and LoRA have no context, ICL leaves the rest out). None: 8, or one a class if there are more classes;
       fewer if the longest example, as a query, would not fit uncut, but not below one a class or 8 (then texts are cut)
-    - `verbalizers`: {label: label word}, by default `str(label)`; `instruction`: text for the "_instr" methods
+    - `verbalizers`: {label: label word}, or a list of words in the order of `classes_`, which also suits estimators
+      that turn labels into 0 … C-1 (VotingClassifier, StackingClassifier, OneVsRestClassifier); by default the labels
+      as text, with a warning for numbers, which tell a model nothing
+    - `instruction`: text for the "_instr" methods; {labels} in it stands for the label words
     - `hp`: overrides single hyper-parameters; where the tuned batch is "all rows", it is at most 16 rows here
     - `label_score`, `calibrated`, `max_length`: see `label_scores`, `calibrate` and `methods.fit`
 
@@ -73,15 +77,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Sequence[str], y: Sequence[Hashable]) -> "FewShotClassifier":
         """Fit on N texts and their N labels. Raises `MiniCPTError` for bad parameters or rows, or a single class."""
-        texts, labels = _texts(X), _labels(y, X)
+        texts = _texts(X)
+        labels = read_labels(y, len(texts))
         if "" in texts:
             raise MiniCPTError(f"Text {texts.index('')} is empty; leave the row out.")
-        classes = _classes(labels)
-        hp, word_of = self._hyperparameters(), self._words(classes)
+        classes = distinct(labels)
+        hp, word_of = self._hyperparameters(), words_of(classes, self.verbalizers)
         # inside, a class is called by its word
         rows = [(text, word_of[label]) for text, label in zip(texts, labels)]
         base, seed = self._base(), self.random_state
-        if not isinstance(seed, Integral):
+        if isinstance(seed, (Real, str)):
+            seed = whole_number("random_state", seed)
+        else:
             seed = check_random_state(seed).randint(2**31 - 1)
         everything = Split(
             "FewShotClassifier",
@@ -89,8 +96,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             [],
             {word: word for word in word_of.values()},
             self.template,
-            self.instruction,
-            int(seed),
+            fill_instruction(self.instruction or "", [*word_of.values()]),
+            seed,
         )
         options = (hp, self.label_score, self.max_length)
         prompt = read_task(self.method, base, everything, *options)
@@ -108,11 +115,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f'template must be a Template, such as Template("text: {{}}"); got {self.template!r}.'
             )
         for name, value in (("shots", self.shots), ("max_length", self.max_length)):
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
-                raise MiniCPTError(f"{name} must be None or a whole number from 1, got {value!r}.")
+            if value is not None:
+                whole_number(name, value, 1)
+        if not isinstance(self.instruction, str | None):
+            raise MiniCPTError(f"instruction must be a text, got {self.instruction!r}.")
+        check_type("calibrated", self.calibrated, bool)
         if METHODS[self.method].trains is None:
             return {}
-        return hp | {"batch_size": hp["batch_size"] or BATCH} | (self.hp or {})
+        if "batch_size" not in (self.hp or {}):
+            hp["batch_size"] = hp["batch_size"] or BATCH
+        return hp
 
     def _base(self) -> BaseModel:
         """The base model that all classifiers share; a copy of it for LoRA, which changes it."""
@@ -120,23 +132,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if METHODS[self.method].trains == "lora":
             base = replace(base, model=copy.deepcopy(base.model))
         return base
-
-    def _words(self, classes: list) -> dict[Hashable, str]:
-        """The label word of each class; raises if one has none, or two share one."""
-        given = {c: c for c in classes} if self.verbalizers is None else self.verbalizers
-        words, label_of = {}, {}
-        for label in classes:
-            word = str(given.get(label, "")).strip()  # outer spaces belong to the template
-            if not word:
-                raise MiniCPTError(
-                    f"There is no word for the label {label!r}; verbalizers must give every label one."
-                )
-            if word in label_of:
-                raise MiniCPTError(
-                    f"The labels {label_of[word]!r} and {label!r} share the word {word!r}; give each its own."
-                )
-            words[label], label_of[word] = word, label
-        return words
 
     def _choose(self, prompt: Prompt, split: Split) -> list[int]:
         """Which of the split's rows stand in the context, in its order."""
@@ -180,7 +175,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def score(self, X: Sequence[str], y: Sequence[Hashable], sample_weight=None) -> float:
         """Accuracy; scikit-learn's own would take a tuple for several labels."""
-        right = [predicted == label for predicted, label in zip(self.predict(X), _labels(y, X))]
+        truth = read_labels(y, len(X))
+        right = [predicted == label for predicted, label in zip(self.predict(X), truth)]
         return float(np.average(right, weights=sample_weight))
 
     def __getstate__(self):
@@ -194,11 +190,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _state(self) -> tuple[dict, dict[str, Tensor]]:
         """All that was fitted but the base model: JSON values and tensors on the CPU."""
         fitted, tensors = persistence.take_apart(self.predictor_)
+        given = self.verbalizers
         params = {
             **self.get_params(deep=False),
             "template": asdict(self.template),
             "random_state": self.seed_,
-            "verbalizers": self.verbalizers is not None,
+            "model": str(self.model),
+            "verbalizers": given if isinstance(given, list) else given is not None,
         }
         state = {
             "params": params,
@@ -214,12 +212,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         params, classes = dict(state["params"]), [_tuples(label) for label in state["classes"]]
         params["template"] = Template(**params["template"])
         words = state["predictor"]["classes"]
-        params["verbalizers"] = dict(zip(classes, words)) if params["verbalizers"] else None
+        if not isinstance(params["verbalizers"], list):
+            params["verbalizers"] = dict(zip(classes, words)) if params["verbalizers"] else None
         self = cls(**params)
         base = self._base()
         if base.fingerprint != state["fingerprint"]:
             raise MiniCPTError(
-                f"The weights of {self.model!r} are not those of the fit; fit again, or restore them."
+                f"The weights, tokenizer or configuration of {self.model!r} are not those of the fit; fit again, or "
+                "restore them."
             )
         predictor = persistence.put_together(state["predictor"], tensors, base, self.template)
         return self._set_fitted(
@@ -257,54 +257,9 @@ def _tuples(label) -> Hashable:
     return tuple(map(_tuples, label)) if isinstance(label, list) else label
 
 
-def _classes(labels: list[Hashable]) -> list[Hashable]:
-    """The distinct labels, sorted; labels without an order keep that of their first appearance."""
-    classes = list(dict.fromkeys(labels))
-    if len(classes) < 2:
-        raise MiniCPTError(
-            f"All labels are {labels[0]!r}; a classifier needs at least two classes."
-        )
-    try:
-        return sorted(classes)
-    except TypeError:
-        return classes
-
-
 def _texts(X: Sequence[str]) -> list[str]:
-    """Check that X is a list (or array, or series) of strings; outer spaces belong to the template."""
-    texts = _column(X, "texts")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise MiniCPTError(
-                f"Text {i} is no string but {text!r}; convert the texts, or leave it out."
-            )
-    return [str(text).strip() for text in texts]
-
-
-def _labels(y: Sequence[Hashable], X: Sequence[str]) -> list[Hashable]:
-    """Check that y holds one hashable label a text, and turn NumPy's scalars into Python's."""
-    labels = [
-        label.item() if isinstance(label, np.generic) else label for label in _column(y, "labels")
-    ]
-    if len(X) != len(labels):
-        raise MiniCPTError(
-            f"There are {len(X)} texts and {len(labels)} labels; each text needs one label."
-        )
-    for i, label in enumerate(labels):
-        if not isinstance(label, Hashable) or label is None or label != label:
-            raise MiniCPTError(f"Label {i} is {label!r}; labels must be hashable and not missing.")
-    return labels
-
-
-def _column(values: Sequence, what: str) -> list:
-    if (
-        isinstance(values, str)
-        or not hasattr(values, "__len__")
-        or getattr(values, "ndim", 1) != 1
-        or len(values) == 0
-    ):
-        given = getattr(values, "shape", None) or repr(values)[:60]
-        raise MiniCPTError(
-            f"The {what} must be a one-dimensional list with at least one entry, got {given}."
-        )
-    return list(values)
+    """At least one text; outer spaces belong to the template."""
+    texts = [text.strip() for text in read_texts(X)]
+    if not texts:
+        raise MiniCPTError("There is no text; give a list with at least one entry.")
+    return texts

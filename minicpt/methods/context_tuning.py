@@ -35,7 +35,6 @@ OPTIONS = {
     "leave_one_out": False,
     "token_dropout": 0.0,
 }
-VALUES = {"projection": ("token", "together", "none"), "context_labels": ("all", "one")}
 
 
 def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Bool[Tensor, "P"]:
@@ -82,9 +81,6 @@ class TunedContext:
 
     def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
         self.base, self.hp = base, OPTIONS | hp
-        for name, valid in VALUES.items():
-            if self.hp[name] not in valid:
-                raise unknown(name, self.hp[name], valid)
         self.ids = torch.tensor(context.ids, device=base.device)  # (P)
         self.types = torch.tensor(context.types, device=base.device)
         self.examples = examples_of(self.types, n_instruction)

@@ -6,7 +6,7 @@ from the instruction's tokens, CPT† puts the instruction before the context as
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from ..engine.base_models import BaseModel
 from ..engine.memory import ROWS
 from ..engine.prefix import Prefix
 from ..engine.scores import CONTENT_FREE, calibrate, label_scores
+from ..errors import whole_number
+from .inputs import read_texts
 from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
 from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
@@ -56,6 +58,7 @@ class Predictor:
 
     def scores(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-scores of the texts, (N, C) raw and (N, C) calibrated, from one pass."""
+        texts = read_texts(texts)
         queries = self.encode_queries([*texts, *CONTENT_FREE])
         scores = label_scores(
             self.model, self.prefix, queries, self.candidates, self.label_score, self.rows_at_once
@@ -87,6 +90,9 @@ def fit(
     Seeded by the split; the global random state is left alone.
     """
     hp = hyperparameters(method, base.name, hp)
+    split = replace(split, seed=whole_number("seed", split.seed))
+    if max_length is not None:
+        max_length = whole_number("max_length", max_length, 1)
     prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
     with torch.random.fork_rng():
         torch.manual_seed(split.seed)

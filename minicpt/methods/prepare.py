@@ -283,9 +283,8 @@ def prepare(
         plain.require_labels([context], shots)
         before = plain.before + len(context) - len(leading)
         prompt = replace(plain, context=context, before=before, longest_text=longest)
-        return prompt, prompt.encode(
-            pairs or [("", None)]
-        )  # zero-shot with no query yet: an empty one
+        # zero-shot with no query yet: an empty one
+        return prompt, prompt.encode(pairs or [("", None)])
 
     prompt, rows = read(None)
     if prompt.taken + max(map(len, rows)) > prompt.limit:
@@ -294,9 +293,8 @@ def prepare(
         fixed = before + prompt.taken - prompt.before
         longest = fit_text_length(fixed, alone[n : n + K], alone, prompt.limit) or len(alone)
         prompt, rows = read(longest)
-        while (
-            prompt.taken + max(map(len, rows)) > prompt.limit
-        ):  # a context may have a token more than its parts
+        # a context may have a token more than its parts
+        while prompt.taken + max(map(len, rows)) > prompt.limit:
             longest -= 1
             prompt, rows = read(longest)
         n_cut = sum(a != b for a, b in zip(given, plain.cut(given, longest)))
@@ -312,9 +310,11 @@ def prepare(
     batch = min(recipe.batch_size or len(trained), len(trained))  # 0 where nothing is trained
     # rows that do not all see the same prefix cannot share it
     shared = not (hp.get("leave_one_out") or hp.get("token_dropout") or why_not_shared(base.model))
-    at_once = rows_that_fit(
-        base.model, base.device, prompt.before, longest_row, batch, rows_at_once, shared
-    )
+    logits = (1 + K) * max(map(len, prompt.candidates))  # at a row's label, and the context's
+    if spec.trains in ("lora", "iapt"):  # at all of a row's tokens
+        logits = longest_row
+    sizes = prompt.before, longest_row, batch, rows_at_once, shared, logits
+    at_once = rows_that_fit(base.model, base.device, *sizes)
     generator = torch.Generator().manual_seed(split.seed)
     recipe = replace(recipe, at_once=at_once)
     return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, generator)

@@ -4,8 +4,11 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from ..data import ASSETS
 from ..errors import unknown
+from ..schema import conform
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,17 @@ def hyperparameter_file() -> dict:
 def hyperparameters(method: str, model: str = "micro", changes: dict | None = None) -> dict:
     """Values of a method for the micro model, or for any other model; empty for methods that train nothing.
 
-    `changes` replace chosen values; a name that no method knows raises `MiniCPTError`.
+    `changes` replace chosen values; a name that no method knows, or a value that it cannot have, raises `MiniCPTError`.
     """
-    if method not in METHODS:
+    if method not in [*METHODS]:
         raise unknown("method", method, METHODS)
-    chosen = hyperparameter_file()["micro" if model == "micro" else "hub"]
-    known = {name for values in chosen.values() if isinstance(values, dict) for name in values}
-    for name in changes or {}:
-        if name not in known:
-            raise unknown("hyper-parameter", name, sorted(known))
-    return {**chosen.get(method, {}), **(changes or {})}
+    chosen = hyperparameter_file()["micro" if str(model) == "micro" else "hub"]
+    if not changes:
+        return dict(chosen.get(method, {}))
+    if isinstance(changes, dict):
+        changes = {k: v.item() if isinstance(v, np.generic) else v for k, v in changes.items()}
+    conform(changes, "hyperparameters", "hyper-parameter", f"{method}: ")
+    # 2.0 epochs are 2, a radius of 1 is 1.0: one value is written in one way
+    groups = [values for values in chosen.values() if isinstance(values, dict)]
+    kind = {name: type(value) for values in groups for name, value in values.items()}
+    return chosen.get(method, {}) | {k: kind[k](v) for k, v in changes.items()}
