@@ -23,6 +23,7 @@ from minicpt.engine.scores import (
     label_token_scores,
     reduce_tokens,
 )
+from minicpt.errors import print_any_text
 from minicpt.lab.store import write_atomically
 from minicpt.methods.prepare import cut_texts
 
@@ -73,6 +74,7 @@ def rows_of(base, split: Split, method: str) -> list[dict]:
 
 
 def main() -> None:
+    print_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

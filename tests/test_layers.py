@@ -31,6 +31,7 @@ WINGS = {
     "lab": [
         "store",
         "cells",
+        "workers",
         "executors",
         "statistics",
         "published",

@@ -161,12 +161,18 @@ def run_notebook(out: Path, heading: str, *also: str) -> dict[str, Path]:
     ]
     # the classic template keeps the figures' descriptions
     nbconvert = ["nbconvert", "--to", "html", "--template", "classic", "--no-input", executed]
+    # a report needs no exercise
+    nbconvert += ["--TagRemovePreprocessor.enabled=True"]
+    nbconvert += [
+        f"--TagRemovePreprocessor.remove_cell_tags={tag}" for tag in ("exercise", "check")
+    ]
     for command in (papermill, nbconvert):
         done = subprocess.run(
             [sys.executable, "-m", *command, "--log-level", "ERROR"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
+            errors="replace",
         )
         if done.returncode:
             raise MiniCPTError(
