@@ -16,7 +16,7 @@ WINGS = {
     "pictures": [],
     "data": [],
     "engine": ["memory", "sources", "base_models", "prefix", "scores"],
-    "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
+    "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",
         "prepare",
