@@ -55,12 +55,18 @@ ARCHITECTURES = {
         vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=2, alibi=False
     ),
 }
+# PEFT stops at their configuration: "Please specify num_attention_heads", which no prompt needs
+UNKNOWN_TO_PEFT = {
+    "Mpt": dict(vocab_size=V, d_model=D, n_layers=2, n_heads=2, max_seq_len=64),  # ALiBi by place
+    "XGLM": dict(vocab_size=V, d_model=D, ffn_dim=24, num_layers=2, attention_heads=2, init_std=0.3),
+}
 
 
 @functools.cache
 def base(name):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name], initializer_range=0.3)
+    options = (ARCHITECTURES | UNKNOWN_TO_PEFT)[name]
+    config = getattr(transformers, f"{name}Config")(**options, initializer_range=0.3)
     for field in vars(config):  # all dropouts off
         if "drop" in field and isinstance(getattr(config, field), float):
             setattr(config, field, 0.0)

@@ -218,6 +218,11 @@ class PromptedForward(peft.PeftModelForCausalLM):
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
             check_ids("input_ids", ids, self.word_embeddings)
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and not mask[:, -1].all():
+            self._warn_once(
+                "A row ends in padding, and what is generated comes after that. Pad on the left (padding_side='left')."
+            )
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
@@ -227,17 +232,15 @@ class PromptedForward(peft.PeftModelForCausalLM):
         config = self.active_peft_config
         if config.peft_type not in ENCODERS:
             return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+            raise MiniCPTError(
+                "PEFT cannot put a prompt into a static cache. Leave cache_implementation out."
+            )
         kwargs.pop("position_ids", None)  # transformers', which do not know of the prompt
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        given, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
-        is_static = mask is not None and mask.dim() != 2
-        if is_static and given is not None and not given.all():
-            raise MiniCPTError(
-                "With a static cache PEFT loses the padding of the batch. Leave cache_implementation out, or generate "
-                "for one row at a time, without padding."
-            )
+        mask = inputs.get("attention_mask")
         places = None
-        if mask is not None and not is_static:
+        if mask is not None and mask.dim() == 2:
             places = positions(self.base_model, mask)
             if inputs["input_ids"] is not None:  # [prompt, text] but for what is in the cache
                 left = mask.shape[1] - inputs["past_key_values"].get_seq_length()
@@ -304,4 +307,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = self.get_prompt(batch_size=1)
-        return label_scores(self.base_model, prompt, queries, candidates, how, kept=self._kept)
+        seen = torch.tensor(getattr(self.active_peft_config, "cpt_mask", [1] * prompt.shape[1]))
+        return label_scores(
+            self.base_model, prompt, queries, candidates, how, kept=self._kept, seen=seen
+        )
