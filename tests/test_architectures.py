@@ -58,7 +58,9 @@ ARCHITECTURES = {
 # PEFT stops at their configuration: "Please specify num_attention_heads", which no prompt needs
 UNKNOWN_TO_PEFT = {
     "Mpt": dict(vocab_size=V, d_model=D, n_layers=2, n_heads=2, max_seq_len=64),  # ALiBi by place
-    "XGLM": dict(vocab_size=V, d_model=D, ffn_dim=24, num_layers=2, attention_heads=2, init_std=0.3),
+    "XGLM": dict(
+        vocab_size=V, d_model=D, ffn_dim=24, num_layers=2, attention_heads=2, init_std=0.3
+    ),
 }
 
 
@@ -222,6 +224,40 @@ def test_embeddings_narrower_than_the_hidden_size():
         minicpt.get_peft_model(copy.deepcopy(model), ours)(**batch).logits,
         model(inputs_embeds=embeds).logits,
     )
+
+
+@pytest.mark.parametrize("kind", ["cpt", "pt"])
+@pytest.mark.parametrize("name", UNKNOWN_TO_PEFT)
+def test_models_whose_sizes_peft_does_not_find(name, kind, tmp_path):
+    """PEFT asks for `num_attention_heads`, which CPT's configuration resets; no prompt needs it."""
+    batch = batch_of(2, 7, "right", seed=3)
+    theirs, ours = configs(*CONTEXT)
+    if kind == "pt":
+        theirs, ours = (
+            lib.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+            for lib in (peft, minicpt)
+        )
+    with pytest.raises(ValueError, match="num_attention_heads"):
+        peft.get_peft_model(copy.deepcopy(base(name)), theirs)
+    model = minicpt.get_peft_model(copy.deepcopy(base(name)), ours)
+    weight = model.prompt_encoder.default
+    weight = (weight.delta_embedding if kind == "cpt" else weight.embedding).weight
+    weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    logits, loss, grad = plain(name, model, kind, CONTEXT, batch)
+    if kind == "pt":
+        del batch["input_type_mask"]
+    close = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=2e-5)
+    for shared in (True, False):
+        model.shared_prefix, weight.grad = shared, None
+        output = model(**batch)
+        output.loss.backward()
+        close(output.logits, logits)
+        close(output.loss, loss)
+        close(weight.grad, grad)
+    model.save_pretrained(tmp_path)
+    again = minicpt.PeftModel.from_pretrained(copy.deepcopy(base(name)), tmp_path)
+    del batch["labels"]
+    close(again(**batch).logits, model(**batch).logits)
 
 
 # ---- what PEFT's own wrapper does ------------------------------------------------------------------------------------
