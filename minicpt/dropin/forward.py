@@ -14,11 +14,11 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, token_weights
 from ..core.templates import Encoded
-from ..engine.prefix import KeptPrefix, Rows, head, rows_of_prompt, weighted_loss, why_not_shared
+from ..engine.prefix import KeptPrefix, rows_of_prompt, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
 from .labels import beside_the_prompt, label_context, label_query, share_of_batch
-from .outputs import PromptedOutput
+from .outputs import output_of
 from .padding import positions
 
 # what a call may hold for the shared prefix to serve it; anything else goes to the plain forward
@@ -31,32 +31,6 @@ _SWITCHES = {
     "return_dict": True,
 }
 ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
-
-
-def _output(
-    model, rows: Rows, labels: Tensor | None, weights: Tensor | None, keep, use_cache: bool
-) -> PromptedOutput:
-    """Run the rows and wrap what comes of it: the loss if there are labels, logits once they are read.
-
-    `keep`: transformers' `logits_to_keep`, the last so many tokens of the whole rows, 0 for all, or their indices.
-    """
-    kept = slice(-keep, None) if isinstance(keep, int) else keep
-
-    def chosen(hidden):
-        return rows.whole(hidden)[:, kept]  # (B, R, D) -> (B, n, D)
-
-    if labels is None and (isinstance(keep, Tensor) or keep):
-        result = rows.run(model, chosen, use_cache=use_cache)  # few: at once
-        cache = result.cache if use_cache else None
-        return PromptedOutput(logits=result.logits, past_key_values=cache)
-    if labels is None:
-        loss, result = None, rows.run(model, use_cache=use_cache)
-    else:
-        loss, result = weighted_loss(model, rows, labels, weights, use_cache=use_cache)
-    output = PromptedOutput(loss=loss, past_key_values=result.cache if use_cache else None)
-    # while training, listing the output does not mean reading its logits
-    listed = labels is None or not torch.is_grad_enabled()
-    return output.defer(lambda: head(model, chosen(result.hidden)), listed)
 
 
 class PromptedForward(peft.PeftModelForCausalLM):
@@ -211,7 +185,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             self.base_model, prompt, queries, mask, kept=self._kept, share=not reason
         )
         rows = replace(rows, positions=places)
-        return _output(self.base_model, rows, labels, weights, logits_to_keep, use_cache)
+        return output_of(self.base_model, rows, labels, weights, logits_to_keep, use_cache)
 
     def generate(self, *args, **kwargs):
         """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
