@@ -153,6 +153,8 @@ def test_the_plain_forwards_loss_gradient_and_logits(
     mask = [1] * len(context[0])
     if hole and len(mask) > 2:
         mask[1] = 0  # cpt_mask hides a token of the context
+    if name == "Mistral" and len(mask) + common + 9 > 32:
+        padding = "right"  # in a full window padding would take room, which `padding.py` refuses
     batch = ragged(rows, padding, seed, common)
     if kind == "pt":
         del batch["input_type_mask"]

@@ -137,19 +137,13 @@ class PeftModelForCausalLM(PromptedForward, PeftModel):
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, **kwargs) -> None:
         """Add a prompt by name, any name; `set_adapter` makes it the active one. Source: PEFT `add_adapter`."""
-        if peft_config.peft_type in ENCODERS:
+        if peft_config.peft_type in ENCODERS and peft_config.token_dim is None:
             # PEFT takes hidden_size, which some models (OPT-350m) project their embeddings to
-            width = self.base_model.get_input_embeddings().weight.shape[1]
+            peft_config.token_dim = self.base_model.get_input_embeddings().weight.shape[1]
+        if peft_config.peft_type in ENCODERS and peft_config.num_attention_heads is None:
+            # PEFT stops where it does not find them (MPT, XGLM), though no prompt needs their number
             sizes = self.base_model.config.get_text_config()
-            # and stops at names that it does not know (MPT, XGLM), though no prompt needs these two
-            found = {
-                "token_dim": width,
-                "num_layers": getattr(sizes, "num_hidden_layers", 0),
-                "num_attention_heads": getattr(sizes, "num_attention_heads", 0),
-            }
-            for name, value in found.items():
-                if getattr(peft_config, name) is None:
-                    setattr(peft_config, name, value)
+            peft_config.num_attention_heads = getattr(sizes, "num_attention_heads", 0)
         super().add_adapter(adapter_name, peft_config, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
