@@ -85,15 +85,16 @@ def quiet():
 
 
 def batch_of(rows, T, padding, seed):
-    """A batch, its last row padded by two on the right or not; labels -100 and types 0 on the padding."""
+    """A batch with the last row padded by two; its labels -100 and its types 0 on the padding."""
     ids = torch.randint(1, V, (rows, T), generator=torch.Generator().manual_seed(seed))
     types, mask = (
         torch.tensor([[1, 2, 0, 3, 4, 4, 2, 0][:T]] * rows),
         torch.ones(rows, T, dtype=torch.long),
     )
     if padding != "none":
-        mask[-1, -2:] = 0
-        types[-1] *= mask[-1]
+        mask[-1, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
+        shift = 2 if padding == "left" else 0
+        types[-1] = torch.roll(types[-1], shift) * mask[-1]
     labels = ids.masked_fill(mask == 0, -100)
     return dict(input_ids=ids * mask, attention_mask=mask, labels=labels, input_type_mask=types)
 
