@@ -17,7 +17,7 @@ WINGS = {
     "schema": [],
     "data": [],
     "engine": ["memory", "sources", "base_models", "prefix", "scores"],
-    "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
+    "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",
         "inputs",

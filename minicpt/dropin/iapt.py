@@ -13,7 +13,6 @@ what the instruction is: everything before the answer, templates and query, up t
 """
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 
 import safetensors.torch
@@ -27,6 +26,7 @@ from ..core.loss import IGNORE
 from ..core.masks import is_label
 from ..errors import MiniCPTError
 from .configs import IAPTConfig
+from .padding import positions
 from .saving import WEIGHTS, replacing
 
 # least squares fit to GELU on [-8, 8], at most 0.0051 off; a fit on [-3, 3] runs away where hidden states go
@@ -135,9 +135,6 @@ class IAPTModel(nn.Module):
         self.base_model = model.requires_grad_(False)
         self.num_virtual_tokens, self.leading = config.num_virtual_tokens, config.leading
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
-        self.takes_positions = (
-            "position_ids" in inspect.signature(model.forward).parameters
-        )  # BLOOM counts by its mask
         self.generators = (
             build_generators(config).to(model.device).requires_grad_(not config.inference_mode)
         )
@@ -220,11 +217,6 @@ class IAPTModel(nn.Module):
         if (embeds := inputs_embeds) is None:
             check_ids("input_ids", input_ids, embed := self.base_model.get_input_embeddings())
             embeds = embed(input_ids)
-        if labels is not None and num_items_in_batch is None and (labels[:, 1:] == IGNORE).all():
-            raise MiniCPTError(
-                "All labels after the first token are -100: the loss would be NaN. Label at least one "
-                "token of the batch."
-            )
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = (
@@ -232,6 +224,14 @@ class IAPTModel(nn.Module):
             if attention_mask is None
             else attention_mask
         )
+        if labels is not None:
+            # nothing predicts a row's first token, whether padding stands before it or not
+            targets = labels[:, 1:].masked_fill(text[:, -T:-1] == 0, IGNORE)
+            if num_items_in_batch is None and (targets == IGNORE).all():
+                raise MiniCPTError(
+                    "All labels after the first token are -100: the loss would be NaN. Label at least one "
+                    "token of the batch."
+                )
         if not past:
             answer = (
                 torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
@@ -243,10 +243,9 @@ class IAPTModel(nn.Module):
                 logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
             )
         mask = self._mask(text)
-        if self.takes_positions:
-            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[
-                :, past:
-            ]  # padding takes no position
+        places = positions(self.base_model, mask)
+        if places is not None:
+            kwargs["position_ids"] = places[:, past:]
         with contextlib.nullcontext() if past else self._generating(instruction):
             output = self.base_model(
                 inputs_embeds=embeds,
@@ -256,10 +255,8 @@ class IAPTModel(nn.Module):
                 **kwargs,
             )
         if labels is not None:
-            targets = labels[:, 1:].flatten()
-            total = F.cross_entropy(
-                output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"
-            )
+            logits = output.logits[:, :-1].flatten(0, 1).float()
+            total = F.cross_entropy(logits, targets.flatten(), reduction="sum")
             output.loss = total / (num_items_in_batch or (targets != IGNORE).sum())
         return output
 

@@ -102,8 +102,8 @@ def why_not_shared(model) -> str | None:
 def tokens_remembered(model) -> float:
     """Count the tokens of text that the model's cache holds before a sliding window drops the first; inf without."""
     # a window of w keeps w - 1 tokens, among them what the model puts before the text (IAPT)
-    own = max(x.get_seq_length() for x in _cache_layers(model)) - FEW
-    room = [x.sliding_window - 1 - own for x in _cache_layers(model) if x.is_sliding]
+    layers = [x for x in _cache_layers(model) or [] if x.is_sliding]
+    room = [x.sliding_window - 1 - (x.get_seq_length() - FEW) for x in layers]
     return float(min(room, default=torch.inf))
 
 
@@ -198,15 +198,18 @@ def _origin(model, prompt: Tensor, mask: Tensor | None) -> tuple[list, list, lis
 class Rows:
     """B rows [prompt, query] of S tokens, cut where they part: a shared `prefix`, and of each its `rest` (B, R, D).
 
-    Where rows share nothing there is no prefix, and R = S. `mask` (B, S) 0/1, None for all ones.
+    Where rows share nothing there is no prefix, and R = S. `mask` (B, S) 0/1, None for all ones; `positions` (B, S).
     """
 
     prefix: Prefix | None
     rest: Float[Tensor, "B R D"]
     mask: Tensor | None
+    positions: Tensor | None = None  # the model's own
 
     def run(self, model, pick=nothing, *, use_cache: bool = True, **kwargs) -> Run:
         """Run the rests; `pick` and the result's `hidden` are about them alone: (B, R, D)."""
+        if self.positions is not None:
+            kwargs["position_ids"] = self.positions[:, -self.rest.shape[1] :]
         if self.prefix is None:
             return run(model, self.rest, self.mask, pick=pick, use_cache=use_cache, **kwargs)
         cache = self.prefix.branch(len(self.rest))
