@@ -1,5 +1,6 @@
 """What a call of the prompted model does: PEFT's `forward` and `generate`, our checks, CPT loss and shared prefix."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, token_weights
 from ..core.masks import is_label, shift_types
 from ..core.templates import Encoded
+from ..engine.modules import is_hooked, sharing_weights
 from ..engine.prefix import KeptPrefix, Rows, head, rows_of_prompt, weighted_loss, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
@@ -108,8 +110,10 @@ def _output(
 class PromptedForward(peft.PeftModelForCausalLM):
     """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
 
-    A call that wants more than that (attentions, hidden states, tuples, 4-D masks, a loss function of one's own) takes
-    PEFT's plain forward, as all do after `shared_prefix = False`; a model that cannot share says so once, in a warning.
+    A call that wants more than that (attentions, hidden states, tuples, 4-D masks, a loss function of one's own, forward
+    hooks of one's own in the base model) takes PEFT's plain forward, as all do after `shared_prefix = False`; a model
+    that cannot share says so once, in a warning. Threads may share a model: no call leaves anything for another to trip
+    over.
     """
 
     shared_prefix = True
@@ -167,6 +171,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             or (mask is not None and mask.dim() != 2)
             or model.get_output_embeddings() is None
             or (labels is not None and model.loss_function is not ForCausalLMLoss)
+            or is_hooked(model)
         )
 
     def _shared_forward(
@@ -217,10 +222,16 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     def generate(self, *args, **kwargs):
         """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
+        if self.active_peft_config.peft_type not in ENCODERS:
+            return super().generate(*args, **kwargs)
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
+        if isinstance(ids, Tensor):
             check_ids("input_ids", ids, self.word_embeddings)
-        return super().generate(*args, **kwargs)
+        # PEFT sets these two in the base model itself, where other threads and other prompts find them
+        model = copy.copy(self.base_model)
+        model.prepare_inputs_for_generation = self.prepare_inputs_for_generation
+        model.generation_config = self.generation_config
+        return model.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         """One step's inputs, PEFT's; as in `forward`, `cpt_mask` is honoured and the prompt is not run again."""
@@ -292,7 +303,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         return mask
 
     def clear_prefix_cache(self) -> None:
-        """Forget the prompt's KV cache: for changes of the base model that `prefix.KeptPrefix` cannot see."""
+        """Forget the prompt's KV cache: for changes of the base model that `modules.State` cannot see."""
         self._kept.clear()
 
     def score(
@@ -304,7 +315,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
     ) -> Tensor:
         """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
 
-        Padding may stand on either side. `how`: see `scores.label_scores`.
+        Padding may stand on either side. `how`: see `scores.label_scores`. Scored is as in evaluation, without dropout,
+        whatever mode the model is in, and without the prompt inside `disable_adapter()`.
         """
         check_ids("input_ids", input_ids, self.word_embeddings)
         check_ids(
@@ -314,5 +326,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
         rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask)]
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
-            prompt = self.get_prompt(batch_size=1)
-        return label_scores(self.base_model, prompt, queries, candidates, how, kept=self._kept)
+            prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)
+        model = self.base_model
+        if any(module.training for module in model.modules()):
+            model = sharing_weights(model).eval()  # other threads may be training
+        return label_scores(model, prompt, queries, candidates, how, kept=self._kept)
