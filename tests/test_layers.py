@@ -15,7 +15,7 @@ WINGS = {
     "core": ["masks", "templates", "projection", "loss", "embeddings", "train"],
     "pictures": [],
     "data": [],
-    "engine": ["memory", "sources", "base_models", "prefix", "scores"],
+    "engine": ["memory", "sources", "base_models", "modules", "prefix", "scores"],
     "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
     "methods": [
         "registry",

@@ -303,7 +303,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         return mask
 
     def clear_prefix_cache(self) -> None:
-        """Forget the prompt's KV cache: for changes of the base model that `modules.State` cannot see."""
+        """Forget the prompt's KV cache: for changes of the base model that `modules.state_of` cannot see."""
         self._kept.clear()
 
     def score(

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
-from .modules import State, during_this_call, is_hooked
+from .modules import during_this_call, is_hooked, state_of
 
 WORTH_SHARING = 64  # tokens saved; below, a second pass through the layers does not pay
 
@@ -78,13 +78,13 @@ _CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _cache_layers(model) -> list | None:
-    now, (before, layers) = State(model.config), _CACHE_LAYERS.get(model, (None, None))
-    if before is None or not before.is_same(now):
+    now, known = state_of(model.config), _CACHE_LAYERS.get(model)
+    if known is None or known[0][0] != now[0]:
         with torch.no_grad():
             cache = run_any_tokens(model, FEW, use_cache=True).cache
-        layers = cache.layers if isinstance(cache, Cache) else None
-        _CACHE_LAYERS[model] = now, layers
-    return layers
+        known = now, cache.layers if isinstance(cache, Cache) else None
+        _CACHE_LAYERS[model] = known
+    return known[1]
 
 
 def why_not_shared(model) -> str | None:
@@ -158,7 +158,7 @@ def tokens_of(prompt: Tensor | Prefix) -> int:
 class KeptPrefix:
     """The last prefix that was run, kept between calls, of any thread, until anything that it came from changes.
 
-    That is the prompt's values and mask, and the model's `State`. For changes that this cannot see there is `clear()`.
+    That is the prompt's values and mask, and the model's `state_of`. For changes that this cannot see there is `clear()`.
     """
 
     def __init__(self):
@@ -182,16 +182,16 @@ class KeptPrefix:
         modes = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         modes += (prompt.dtype, prompt.device, len(inputs), torch.get_float32_matmul_precision())
         with self._lock:
-            state = State(model)
+            state, references = state_of(model)
+            now = [*modes, *state]
             if (
                 self._kept is None
-                or self._kept[0] != modes
-                or not self._kept[1].is_same(state)
+                or self._kept[0] != now
                 or not all(map(torch.equal, self._kept[2], inputs))
             ):
                 self.clear()  # first, so that two caches never need room at once
                 result = run(model, prompt, mask)
-                self._kept = modes, state, inputs, Prefix(result.cache, result.hidden)
+                self._kept = now, references, inputs, Prefix(result.cache, result.hidden)
             return self._kept[3]
 
 
