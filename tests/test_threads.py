@@ -177,7 +177,7 @@ def test_replicas_as_data_parallel_makes_them(grad):
             ours, theirs = (
                 torch.autograd.grad(sum(x), weight_of(wrapped))[0] for x in (losses, expected)
             )
-            torch.testing.assert_close(ours, theirs)
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 def test_the_base_model_keeps_nothing_of_a_call():

@@ -16,7 +16,7 @@ from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, token_weights
 from ..core.masks import is_label, shift_types
 from ..core.templates import Encoded
-from ..engine.modules import is_hooked, sharing_weights
+from ..engine.modules import is_hooked
 from ..engine.prefix import KeptPrefix, Rows, head, rows_of_prompt, weighted_loss, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
@@ -110,10 +110,9 @@ def _output(
 class PromptedForward(peft.PeftModelForCausalLM):
     """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
 
-    A call that wants more than that (attentions, hidden states, tuples, 4-D masks, a loss function of one's own, forward
-    hooks of one's own in the base model) takes PEFT's plain forward, as all do after `shared_prefix = False`; a model
-    that cannot share says so once, in a warning. Threads may share a model: no call leaves anything for another to trip
-    over.
+    A call that wants more (attentions, hidden states, tuples, 4-D masks, a loss function or forward hooks of one's own)
+    takes PEFT's plain forward, as all do after `shared_prefix = False`; a model that cannot share says so once, in a
+    warning. Threads may share a model: a call leaves nothing in it.
     """
 
     shared_prefix = True
@@ -227,7 +226,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if isinstance(ids, Tensor):
             check_ids("input_ids", ids, self.word_embeddings)
-        # PEFT sets these two in the base model itself, where other threads and other prompts find them
+        # PEFT sets the two in the base model itself, where other threads and prompts meet them
         model = copy.copy(self.base_model)
         model.prepare_inputs_for_generation = self.prepare_inputs_for_generation
         model.generation_config = self.generation_config
@@ -315,8 +314,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
     ) -> Tensor:
         """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
 
-        Padding may stand on either side. `how`: see `scores.label_scores`. Scored is as in evaluation, without dropout,
-        whatever mode the model is in, and without the prompt inside `disable_adapter()`.
+        Padding may stand on either side; inside `disable_adapter()` there is no prompt. `how`: see `label_scores`.
         """
         check_ids("input_ids", input_ids, self.word_embeddings)
         check_ids(
@@ -327,7 +325,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)
-        model = self.base_model
-        if any(module.training for module in model.modules()):
-            model = sharing_weights(model).eval()  # other threads may be training
-        return label_scores(model, prompt, queries, candidates, how, kept=self._kept)
+        shown = getattr(self.active_peft_config, "cpt_mask", None) or [1]
+        seen = None if prompt is None or all(shown) else torch.tensor([shown])
+        options = {"kept": self._kept, "seen": seen}
+        return label_scores(self.base_model, prompt, queries, candidates, how, **options)

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as every_module
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedConfig
 
 # module -> what it does to its arguments, in the present thread (or task) alone
@@ -24,6 +25,18 @@ _INSTALLING = threading.Lock()
 _TRUSTED = {"accelerate", "minicpt", "peft", "torch", "transformers"}
 _CONSTANTS = {bool, float, int, str}
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+_steps = 0
+
+
+def _count_step(*_) -> None:
+    global _steps
+    _steps += 1
+
+
+# a fused optimiser changes weights and does not count up their versions
+register_optimizer_step_post_hook(_count_step)
 
 
 def _act(module: nn.Module, args: tuple) -> tuple | None:
@@ -78,11 +91,12 @@ def state_of(model: nn.Module | PreTrainedConfig) -> tuple[list, list]:
     """All that a model's result depends on besides its input: a list to compare by ==, and what must live as long.
 
     Of every module: class, `forward`, weights and buffers (which tensor, which memory, which version), and plain
-    attributes with all that stands in their lists, dictionaries and configurations. No two states are equal if a
-    module is in training mode, for it may draw random numbers, or if a weight counts no versions (inference mode).
+    attributes with all that stands in their lists, dictionaries and configurations; any step of any optimiser counts as
+    a change. No two states are equal if a module is in training mode, for it may draw random numbers, or if a weight
+    counts no versions (inference mode).
     Not seen are what goes behind torch's back (`weight.data.mul_(2)`), and what a function of one's own reads.
     """
-    things, counts, tensors, others = [], [], [], [getattr(model, "config", model)]
+    things, counts, tensors, others = [], [_steps], [], [getattr(model, "config", model)]
     for module in _tree(model) if isinstance(model, nn.Module) else ():
         own = vars(module)
         things += [weakref.ref(module), type(module), type(module).forward]

@@ -158,7 +158,7 @@ def tokens_of(prompt: Tensor | Prefix) -> int:
 class KeptPrefix:
     """The last prefix that was run, kept between calls, of any thread, until anything that it came from changes.
 
-    That is the prompt's values and mask, and the model's `state_of`. For changes that this cannot see there is `clear()`.
+    That is the prompt's values and mask, and the model's `state_of`; for what this cannot see there is `clear()`.
     """
 
     def __init__(self):

@@ -67,7 +67,7 @@ class Predictor:
         return raw, calibrate(raw, content_free)
 
     def close(self) -> None:
-        """Nothing is left to undo, since LoRA has modules of its own; for programs that were written when it had not."""
+        """Do nothing: LoRA has modules of its own, so there is nothing to undo. Older programs call it."""
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The class of each text."""
@@ -90,8 +90,8 @@ def fit(
     trained on as the shots are, but stand in no context; `rows_at_once` caps what goes through the model together, and
     is lowered where the estimate of memory says so: the numbers stay the same. Texts are cut where the prompt would not
     fit with the longest of the split's queries, with a warning.
-    Seeded by the split; the global random state is left alone. Several threads may fit at once: they train one after the
-    other, because torch has one random state for all of them.
+    Seeded by the split; the global random state is left alone. Threads that fit at once train one after the other, for
+    torch has one random state for all of them.
     """
     hp = hyperparameters(method, base.name, hp)
     prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)

@@ -126,7 +126,7 @@ def train_prompt(job: Job) -> Fitted:
 
 
 def train_lora(job: Job) -> Fitted:
-    """LoRA on the query alone, by PEFT, in modules of its own: the base model stays as it was, its weights are shared."""
+    """LoRA on the query alone, by PEFT, in modules of its own around the base model's weights."""
     import peft
 
     from ..dropin.model import get_peft_model
