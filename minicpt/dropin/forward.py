@@ -325,7 +325,4 @@ class PromptedForward(peft.PeftModelForCausalLM):
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)
-        shown = getattr(self.active_peft_config, "cpt_mask", None) or [1]
-        seen = None if prompt is None or all(shown) else torch.tensor([shown])
-        options = {"kept": self._kept, "seen": seen}
-        return label_scores(self.base_model, prompt, queries, candidates, how, **options)
+        return label_scores(self.base_model, prompt, queries, candidates, how, kept=self._kept)

@@ -67,7 +67,6 @@ def label_scores(
     how: str = "sum",
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
-    seen: Int[Tensor, "1 P"] | None = None,
 ) -> Float[Tensor, "N C"]:
     """Log-score of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
@@ -75,7 +74,7 @@ def label_scores(
     demo). The other arguments and the errors: see `label_token_scores`.
     """
     check_candidates({f"candidate {c}": ids for c, ids in enumerate(candidates)}, how)
-    tokens = label_token_scores(model, prefix, queries, candidates, batch_size, kept, seen)
+    tokens = label_token_scores(model, prefix, queries, candidates, batch_size, kept)
     return reduce_tokens(tokens, how)
 
 
@@ -95,15 +94,13 @@ def label_token_scores(
     candidates: Sequence[list[int]],
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
-    seen: Int[Tensor, "1 P"] | None = None,
 ) -> list[Float[Tensor, "N _"]]:
     """Log-probability of each token of each candidate label after query and earlier tokens: per label (N, tokens).
 
     `prefix` comes before every query: embeddings, which are run once, or not at all if `kept` from an earlier call, or
-    a prefix that has been run (CT-KV). Each query is run once, and the beginnings of labels of several tokens go on
-    from its cache; a model that cannot share, or a prompt that is `seen` (0/1) only in part, runs [query, beginning]
-    anew for each. A query's scores do not depend on the other rows of its batch, and are those of evaluation mode: no
-    dropout draws. A query without tokens is scored right after the prefix.
+    a prefix that has been run (CT-KV's). Each query is run once, and the beginnings of labels of several tokens go on
+    from its cache; a model that cannot share runs [query, beginning] anew for each. A query's scores do not depend on
+    the other rows of its batch. A query without tokens is scored right after the prefix. All is run in evaluation mode.
     Raises `MiniCPTError` if there is nothing before such a query, and for scores that are not finite.
     """
     if any(module.training for module in model.modules()):
@@ -113,7 +110,7 @@ def label_token_scores(
     beginnings = sorted({tuple(ids[:-1]) for ids in candidates})
     several = beginnings != [()]
     share = (P > 0 or several) and why_not_shared(model) is None
-    branch = share and several and seen is None
+    branch = share and several
     padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
     kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
 
@@ -129,14 +126,7 @@ def label_token_scores(
         for batch in _batches(queries, batch_size, padded):
             encoded = [queries[n] + _label(beginning) for n in batch]
             log_p, cache = _run_queries(
-                model,
-                prefix,
-                encoded,
-                len(beginning),
-                kept=kept,
-                seen=seen,
-                share=share,
-                use_cache=branch,
+                model, prefix, encoded, len(beginning), kept=kept, share=share, use_cache=branch
             )
             write(batch, beginning, 0, log_p)
             if branch:
@@ -189,15 +179,13 @@ def _run_queries(
     n_label: int,
     *,
     kept: KeptPrefix,
-    seen: Tensor | None,
     share: bool,
     use_cache: bool,
 ) -> tuple[Float[Tensor, "B n V"], Cache | None]:
     """Run rows that end in `n_label` tokens of a label: log-probabilities before the first and after each, n in all."""
     P, B = 0 if prefix is None else tokens_of(prefix), len(encoded)
     ids, mask, types = collate(encoded)  # (B, T), padding last
-    before = mask.new_ones(1, P) if seen is None else seen
-    mask = torch.cat((before.expand(B, -1), mask), dim=1)  # (B, P+T)
+    mask = torch.cat((torch.ones(B, P, dtype=mask.dtype), mask), dim=1)  # (B, P+T)
     embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
     rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0

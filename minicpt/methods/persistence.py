@@ -78,7 +78,7 @@ def put_together(
             model = peft.get_peft_model(sharing_weights(model), config).eval()
             peft.set_peft_model_state_dict(model, tensors)
         elif state["iapt"]:
-            model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors)
+            model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors).eval()
         elif "prefix" in tensors:
             prefix = tensors["prefix"].to(base.device)
         elif tensors:

@@ -169,7 +169,7 @@ def train_iapt(job: Job) -> Fitted:
         job.recipe,
         job.generator,
     )
-    return Fitted(model, None, history)
+    return Fitted(model.eval(), None, history)
 
 
 def train_bilevel(
