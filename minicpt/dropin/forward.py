@@ -1,5 +1,6 @@
 """What a call of the prompted model does: PEFT's `forward` and `generate`, our checks, CPT loss and shared prefix."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, token_weights
 from ..core.templates import Encoded
+from ..engine.modules import is_hooked
 from ..engine.prefix import KeptPrefix, rows_of_prompt, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
@@ -36,8 +38,9 @@ ENCODERS = {PeftType.PROMPT_TUNING: PromptEmbedding, PeftType.CPT: CPTEmbedding}
 class PromptedForward(peft.PeftModelForCausalLM):
     """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
 
-    A call that wants more than that (attentions, hidden states, tuples, a loss function of one's own) takes the plain
-    forward of whole rows, as all do after `shared_prefix = False`; a model that cannot share says so once.
+    A call that wants more (attentions, hidden states, tuples, a loss function or forward hooks of one's own) takes the
+    plain forward of whole rows, as all do after `shared_prefix = False`; a model that cannot share says so once. Threads
+    may share a model: a call leaves nothing in it.
     """
 
     shared_prefix = True
@@ -107,6 +110,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             or any(bool(wanted[name]) != default for name, default in _SWITCHES.items())
             or model.get_output_embeddings() is None
             or (labels is not None and model.loss_function is not ForCausalLMLoss)
+            or is_hooked(model)
         )
 
     def _mask_rows(
@@ -189,15 +193,21 @@ class PromptedForward(peft.PeftModelForCausalLM):
 
     def generate(self, *args, **kwargs):
         """Generate after [prompt, query]. Source: PEFT `generate`; ids outside the vocabulary raise `MiniCPTError`."""
+        if self.active_peft_config.peft_type not in ENCODERS:
+            return super().generate(*args, **kwargs)
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if isinstance(ids, Tensor) and self.active_peft_config.peft_type in ENCODERS:
+        if isinstance(ids, Tensor):
             check_ids("input_ids", ids, self.word_embeddings)
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() == 2 and not mask[:, -1].all():
             self._warn_once(
                 "A row ends in padding, and what is generated comes after that. Pad on the left (padding_side='left')."
             )
-        return super().generate(*args, **kwargs)
+        # PEFT sets the two in the base model itself, where other threads and prompts meet them
+        model = copy.copy(self.base_model)
+        model.prepare_inputs_for_generation = self.prepare_inputs_for_generation
+        model.generation_config = self.generation_config
+        return model.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
         """One step's inputs, PEFT's; as in `forward`, padding takes no position, `cpt_mask` is honoured and the prompt
@@ -258,7 +268,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         return mask
 
     def clear_prefix_cache(self) -> None:
-        """Forget the prompt's KV cache: for changes of the base model that `prefix.KeptPrefix` cannot see."""
+        """Forget the prompt's KV cache: for changes of the base model that `modules.state_of` cannot see."""
         self._kept.clear()
 
     def score(
@@ -270,7 +280,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
     ) -> Tensor:
         """Log-probability of each candidate label (C lists of ids) after each query (B, T): (B, C) on the CPU.
 
-        Padding may stand on either side. `how`: see `scores.label_scores`.
+        Padding may stand on either side; inside `disable_adapter()` there is no prompt. `how`: see `label_scores`.
         """
         check_ids("input_ids", input_ids, self.word_embeddings)
         check_ids(
@@ -280,8 +290,10 @@ class PromptedForward(peft.PeftModelForCausalLM):
         rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask)]
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
-            prompt = self.get_prompt(batch_size=1)
-        seen = torch.tensor(getattr(self.active_peft_config, "cpt_mask", [1] * prompt.shape[1]))
+            prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)
+        seen = None
+        if prompt is not None:
+            seen = torch.tensor(getattr(self.active_peft_config, "cpt_mask", [1] * prompt.shape[1]))
         return label_scores(
             self.base_model, prompt, queries, candidates, how, kept=self._kept, seen=seen
         )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..core.embeddings import check_ids
 from ..core.loss import IGNORE
 from ..core.masks import is_label
+from ..engine.modules import during_this_call
 from ..errors import MiniCPTError
 from .configs import IAPTConfig
 from .padding import positions
@@ -160,8 +161,12 @@ class IAPTModel(nn.Module):
                 "before the answer to -100, or give input_type_mask (4 at its tokens)."
             )
 
-        def fill(generator, layer, args):
-            hooks.pop(layer).remove()  # once: no decoding step generates again
+        waiting = dict(zip(decoder_layers(self.base_model), self.generators))
+
+        def fill(layer, args):
+            generator = waiting.pop(layer, None)
+            if generator is None:  # once: no decoding step generates again
+                return None
             first, last = self.leading, self.leading + self.num_virtual_tokens
             before, text = args[0][:, :first], args[0][:, last:]  # (B, S+T, D) without the slots
             # generate() repeats rows for beams
@@ -169,16 +174,8 @@ class IAPTModel(nn.Module):
             soft = generator(text, mask).to(text.dtype)  # (B, S, D)
             return torch.cat((before, soft, text), dim=1), *args[1:]
 
-        hooks = {}
-        try:
-            for layer, generator in zip(decoder_layers(self.base_model), self.generators):
-                hooks[layer] = layer.register_forward_pre_hook(
-                    lambda *call, g=generator: fill(g, *call)
-                )
+        with during_this_call(dict.fromkeys(waiting, fill)):
             yield
-        finally:
-            for hook in hooks.values():
-                hook.remove()
 
     def _with_slots(self, text: Tensor) -> Tensor:
         """(B, T) or (B, T, D) -> S more after the leading tokens, which layer 0 replaces: any token will do."""

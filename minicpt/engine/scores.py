@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from ..core.masks import LABEL
 from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
+from .modules import sharing_weights
 from .prefix import (
     KeptPrefix,
     Prefix,
@@ -104,9 +105,11 @@ def label_token_scores(
     a prefix that has been run (CT-KV's); zeros of `seen` (P,) hide tokens of it. Each query is run once, and the
     beginnings of labels of several tokens go on from its cache; a model that cannot share runs [query, beginning] anew
     for each. A query's scores do not depend on the other rows of its batch. A query without tokens is scored right
-    after the prefix.
+    after the prefix. All is run in evaluation mode.
     Raises `MiniCPTError` if there is nothing before such a query, and for scores that are not finite.
     """
+    if any(module.training for module in model.modules()):
+        model = sharing_weights(model).eval()  # another thread may be training this one
     P = 0 if prefix is None else tokens_of(prefix)
     _check_empty(prefix, P, queries)
     beginnings = sorted({tuple(ids[:-1]) for ids in candidates})
