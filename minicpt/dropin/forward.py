@@ -39,8 +39,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
     """The calls of PEFT's wrapper, for the prompts of `ENCODERS` served by the shared prefix (`prefix.py`).
 
     A call that wants more (attentions, hidden states, tuples, a loss function or forward hooks of one's own) takes the
-    plain forward of whole rows, as all do after `shared_prefix = False`; a model that cannot share says so once. Threads
-    may share a model: a call leaves nothing in it.
+    plain forward of whole rows, as all do after `shared_prefix = False`; a model that cannot share says so once.
+    Threads may share a model: a call leaves nothing in it.
     """
 
     shared_prefix = True

@@ -237,9 +237,8 @@ def rows_of_prompt(
 ) -> Rows:
     """Put the prompt before every query, `mask` (B, P+T) 0/1; decide what the rows share, and run that.
 
-    With `kept` and without gradients the prefix is the prompt, run once and kept. Otherwise it is the prompt and the
-    tokens that all queries begin with (the fixed context of IPT). Where one pass over whole rows is the cheaper way, or
-    the model cannot share (`share=False`), there is no prefix.
+    With `kept` and without gradients that is the prompt, run once and kept; otherwise the prompt and what all queries
+    begin with (IPT's fixed context), or nothing where whole rows are cheaper or the model cannot share (`share=False`).
     """
     if prompt is None or isinstance(prompt, Prefix):
         return Rows(prompt, queries, mask)
