@@ -23,7 +23,7 @@ _ACTIONS: ContextVar[dict[nn.Module, Callable]] = ContextVar("actions", default=
 _INSTALLING = threading.Lock()
 # these libraries' hooks watch, or treat all tokens alike; any other may count positions, and must see whole rows
 _TRUSTED = {"accelerate", "minicpt", "peft", "torch", "transformers"}
-_CONSTANTS = {bool, float, int, str}
+_CONSTANTS = {bool, float, int, str, type(None)}
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -87,7 +87,7 @@ def is_hooked(model: nn.Module) -> bool:
     return any(hook.__module__.split(".")[0] not in _TRUSTED for hook in hooks)
 
 
-def state_of(model: nn.Module | PreTrainedConfig) -> tuple[list, list]:
+def state_of(model: nn.Module) -> tuple[list, list]:
     """All that a model's result depends on besides its input: a list to compare by ==, and what must live as long.
 
     Of every module: class, `forward`, weights and buffers (which tensor, which memory, which version), and plain
@@ -96,8 +96,8 @@ def state_of(model: nn.Module | PreTrainedConfig) -> tuple[list, list]:
     counts no versions (inference mode).
     Not seen are what goes behind torch's back (`weight.data.mul_(2)`), and what a function of one's own reads.
     """
-    things, counts, tensors, others = [], [_steps], [], [getattr(model, "config", model)]
-    for module in _tree(model) if isinstance(model, nn.Module) else ():
+    things, counts, tensors, others = [], [_steps], [], []
+    for module in _tree(model):
         own = vars(module)
         things += [weakref.ref(module), type(module), type(module).forward]
         for name, value in own.items():
@@ -120,7 +120,8 @@ def state_of(model: nn.Module | PreTrainedConfig) -> tuple[list, list]:
             tensors.append(value)
             continue
         counts.append(len(parts))
-        others += parts
+        for part in parts:
+            (things if type(part) in _CONSTANTS else others).append(part)
         things.append(weakref.ref(value) if isinstance(value, nn.Module) else value)
     for tensor in tensors:
         if tensor is not None:

@@ -73,13 +73,13 @@ def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
 
 
 FEW = 4  # tokens: IAPT wants more than a BOS
-# model -> its configuration's state, and what it remembers after FEW tokens
+# model -> its configuration's values, and what it remembers after FEW tokens
 _CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _cache_layers(model) -> list | None:
-    now, known = state_of(model.config), _CACHE_LAYERS.get(model)
-    if known is None or known[0][0] != now[0]:
+    now, known = [*vars(model.config.get_text_config()).values()], _CACHE_LAYERS.get(model)
+    if known is None or known[0] != now:
         with torch.no_grad():
             cache = run_any_tokens(model, FEW, use_cache=True).cache
         known = now, cache.layers if isinstance(cache, Cache) else None
