@@ -472,6 +472,12 @@ def a_hook_comes_or_goes(hook):
     return changes
 
 
+def activation_by_a_function(wrapped):
+    mlp = first(wrapped, "mlp")
+    mlp._modules.pop("act_fn", None)
+    mlp.__dict__["act_fn"] = torch.tanh
+
+
 CHANGES = {
     "a step of the optimiser": optimizer_step,
     "delta, behind torch's back": lambda w: weight_of(w).data.mul_(0.01),
@@ -503,9 +509,7 @@ CHANGES = {
     "steering the last token": a_hook_comes_or_goes(steer_the_last_token),
     "attention scaled": lambda w: first(w, "self_attn", scaling=first(w, "self_attn").scaling * 3),
     "an activation swapped": lambda w: first(w, "mlp", act_fn=torch.nn.Hardtanh()),
-    "an activation by a function": lambda w: first(w, "mlp").__dict__.update(
-        act_fn=first(w, "mlp")._modules.pop("act_fn", None) and torch.tanh
-    ),
+    "an activation by a function": activation_by_a_function,
     "a norm's epsilon": lambda w: first(w, "input_layernorm", variance_epsilon=30.0),
     "another forward": lambda w: first(w, "mlp", forward=lambda x: x - 1),
     "another class": another_class,
