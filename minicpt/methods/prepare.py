@@ -50,6 +50,7 @@ class Prompt:
     - `instruction`: ids that the soft prompt of a † method starts from
     - `context`: what rows are written behind
     - `longest_text`: tokens that a text may keep at most; None where none had to be cut
+    - `text_tokens`: tokens that the caller wants a text to have at most; None for no such cap
     """
 
     tokenizer: Any
@@ -62,6 +63,7 @@ class Prompt:
     instruction: Sequence[int] = ()
     context: Context = Context()
     longest_text: int | None = None
+    text_tokens: int | None = None
 
     @property
     def taken(self) -> int:
@@ -88,7 +90,7 @@ class Prompt:
 
     def encode_queries(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode texts as queries; those for which the model has no room are cut at their end, with a warning."""
-        given = [(text, None) for text in texts]
+        given = self.cut([(text, None) for text in texts], self.text_tokens)
         pairs = self.cut(given, self.longest_text)
         rows = self.encode(pairs)
         # each row by itself: what is left of a text must not depend on its company
@@ -179,12 +181,17 @@ def read_task(
     hp: dict,
     label_score: str,
     max_length: int | None,
+    text_tokens: int | None = None,
 ) -> Prompt:
     """Say how the base model reads the task's labels and instruction; no example is looked at yet.
 
     Raises `MiniCPTError` for labels that the label score could not tell apart, and if an instruction is missing.
     """
     spec, tokenizer, template = METHODS[method], base.tokenizer, split.template
+    if text_tokens is not None and text_tokens < 1:
+        raise MiniCPTError(
+            f"text_tokens is the number of tokens that a text keeps, at least 1, or None; got {text_tokens}."
+        )
     if label_score not in LABEL_SCORES:
         raise unknown("label score", label_score, LABEL_SCORES)
     words = [split.verbalizers[c] for c in split.classes]
@@ -219,6 +226,7 @@ def read_task(
         soft if in_rows else soft + len(base.leading),
         base.leading if in_rows else (),
         instruction,
+        text_tokens=text_tokens,
     )
 
 
@@ -258,6 +266,7 @@ def prepare(
     max_length: int | None,
     extra: Sequence[Row],
     rows_at_once: int,
+    text_tokens: int | None = None,
 ) -> tuple[Prompt, Job]:
     """Read the split's rows and the `extra` ones, cut them to fit, and plan memory; parameters as of `fit`.
 
@@ -268,9 +277,10 @@ def prepare(
         raise MiniCPTError(
             f"{method} needs at least one shot; without any, only the method 'zero' works."
         )
-    plain = read_task(method, base, split, hp, label_score, max_length)
+    plain = read_task(method, base, split, hp, label_score, max_length, text_tokens)
     given = [(text, None) for text, _ in split.queries]
     given += [(text, split.verbalizers[c]) for text, c in [*split.shots, *extra]]
+    given = plain.cut(given, text_tokens)
     n, K = len(split.queries), len(split.shots) if spec.context else 0
     instruction = split.instruction if spec.instruction and spec.trains == "context" else ""
 
