@@ -40,7 +40,7 @@ from minicpt import PromptTuningConfig, fit, get_peft_model, load_base, load_tas
 from minicpt.core.train import Recipe, train
 from minicpt.data import ASSETS, Split
 from minicpt.engine.base_models import BaseModel
-from minicpt.engine.memory import peak_bytes
+from minicpt.engine.memory import peak_bytes, reset_peak
 from minicpt.engine.prefix import loss_after
 from minicpt.engine.scores import accuracy
 from minicpt.engine.sources import locate
@@ -55,7 +55,8 @@ STEPS, BATCH, TRAIN_TOKENS, QUERY_TOKENS, CONTEXT_TOKENS = 32, 8, 12, 32, 2048
 COSTS = {
     "trained": "trained numbers",
     "bytes": "on disk (kB)",
-    "peak_mb": "peak memory (GiB)",
+    "peak_fit_mb": "peak to train (GiB)",
+    "peak_score_mb": "to score (GiB)",
     "seconds_step": "a step (s)",
     "seconds_switch": "switch tasks (s)",
 }
@@ -232,9 +233,11 @@ def measure(trial: Trial, out: Path) -> None:
     started = time.process_time()
     result = how(BASE, split, trial)
     fitted = time.process_time()
-    peak = peak_bytes(BASE.device)  # before scoring, which all methods share
+    fit_peak = peak_bytes(BASE.device)
+    reset_peak(BASE.device)
     raw, calibrated = result.predictor.scores([text for text, _ in split.queries])
     scored = time.process_time()
+    score_peak = peak_bytes(BASE.device)
     size, switch = seconds_to_switch(result)
     truth = [split.classes.index(label) for _, label in split.queries]
     history = result.predictor.history
@@ -250,7 +253,8 @@ def measure(trial: Trial, out: Path) -> None:
         "context_rows": result.context_rows,
         "trained": result.trained,
         "bytes": size,
-        "peak_mb": peak / 2**20,
+        "peak_fit_mb": fit_peak / 2**20,
+        "peak_score_mb": score_peak / 2**20,
         "seconds_step": result.seconds_step,
         "seconds_fit": fitted - started,
         "seconds_score": scored - fitted,
@@ -315,9 +319,10 @@ def cost_block(table: pd.DataFrame) -> str:
     table = table[(table.seed < min(TUNING_SEEDS)) & (table.rows == 64)]
     costs = table.assign(name=named(table)).groupby("name")[list(COSTS)].mean().reset_index()
     rows = []
-    for name, trained, size, peak, step, switch in costs.to_numpy():
-        place = f"{trained:,.0f}", f"{size / 1000:,.0f}", f"{peak / 1024:.2f}"
-        rows.append([name, *place, f"{step:.2f}" if step else "", f"{switch:.2f}"])
+    for name, trained, size, *peaks, step, switch in costs.to_numpy():
+        sizes = f"{trained:,.0f}", f"{size / 1000:,.0f}"
+        seconds = f"{step:.2f}" if step else "", f"{switch:.2f}"
+        rows.append([name, *sizes, *[f"{peak / 1024:.2f}" for peak in peaks], *seconds])
     return pipes(["method", *COSTS.values()], rows)
 
 
