@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from by_hand import join
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from minicpt import data
 from minicpt.core.templates import (
@@ -267,6 +268,16 @@ def test_instruction_stands_where_we_say(random_base, split):
         prefix = fit.fit(method, random_base, split, zero_lr).prefix[0]
         torch.testing.assert_close(prefix[: len(ids)], embedded)
     assert len(fit.fit("pt_instr", random_base, split, zero_lr).prefix[0]) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "method, message", [("lora", "PEFT puts it by default"), ("ct_kv", "does not go on from them")]
+)
+def test_a_method_that_an_architecture_cannot_have_is_refused(random_base, split, method, message):
+    config = OpenAIGPTConfig(vocab_size=len(random_base.tokenizer), n_embd=8, n_layer=1, n_head=1)
+    base = dataclasses.replace(random_base, model=OpenAIGPTLMHeadModel(config).eval())
+    with pytest.raises(MiniCPTError, match=message):
+        fit.fit(method, base, split, HP)
 
 
 # ---- long texts, bad input ------------------------------------------------------------------------------------------

@@ -527,3 +527,20 @@ def test_a_model_without_attention_is_refused(tokenizer, tmp_path):
     folder = folder_of(MambaForCausalLM(config), tokenizer, tmp_path)
     with pytest.raises(MiniCPTError, match="MambaForCausalLM. has no attention.*minicpt models"):
         load_base(folder, "cpu")
+
+
+def test_a_model_that_reads_what_follows_is_refused(tokenizer, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+    )
+    folder = folder_of(BertForMaskedLM(config), tokenizer, tmp_path)
+    with pytest.raises(MiniCPTError, match="no causal language model.*tokens that follow"):
+        load_base(folder, "cpu")
+    config.is_decoder = True
+    assert load_base(folder_of(BertForMaskedLM(config), tokenizer, tmp_path / "two"), "cpu").model

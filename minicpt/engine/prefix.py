@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
@@ -80,7 +80,8 @@ def _cache_layers(model) -> list | None:
     if model not in _CACHE_LAYERS:
         with torch.no_grad():
             cache = run_any_tokens(model, FEW, use_cache=True).cache
-        _CACHE_LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
+        # a class of its own (MiniMax) may keep more than its layers say
+        _CACHE_LAYERS[model] = cache.layers if type(cache) is DynamicCache else None
     return _CACHE_LAYERS[model]
 
 
