@@ -293,6 +293,11 @@ def write(out: Path) -> None:
     write_atomically(FILE, table.to_csv(index=False, float_format="%.6g"))
 
 
+def read() -> pd.DataFrame:
+    """The file as `write` wrote it: a method without a start has the empty one."""
+    return pd.read_csv(FILE, keep_default_na=False, na_values={"loss_first": "", "loss_last": ""})
+
+
 def best_rates(found: list[dict]) -> dict[str, float]:
     """The rate with the best mean accuracy of each method; on a tie the smaller one."""
     means = pd.DataFrame(found).groupby(["method", "lr"]).accuracy.mean()
@@ -349,7 +354,7 @@ def main() -> None:
         rates = best_rates(run(tuning_trials(args.n_test), args.out, args.workers))
         print("Rates chosen on the tuning seeds:", rates)
         run(trials(rates, args.rows, range(args.seeds), args.n_test), args.out, args.workers)
-    table = pd.read_csv(FILE, keep_default_na=False, na_values={"loss_first": "", "loss_last": ""})
+    table = read()
     print(accuracy_block(table), cost_block(table), sep="\n\n")
 
 
