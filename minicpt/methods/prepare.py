@@ -48,9 +48,9 @@ class Prompt:
     - `before`: tokens that stand before a query (before the context, while there is none yet)
     - `first`: ids that every row begins with: BOS, for the methods that put nothing before a row
     - `instruction`: ids that the soft prompt of a † method starts from
-    - `context`: what rows are written behind
-    - `longest_text`: tokens that a text may keep at most; None where none had to be cut
     - `text_tokens`: tokens that the caller wants a text to have at most; None for no such cap
+    - `context`: what rows are written behind
+    - `longest_text`: tokens that a text may keep so that the prompt fits; None where none had to be cut
     """
 
     tokenizer: Any
@@ -61,9 +61,9 @@ class Prompt:
     before: int
     first: Sequence[int] = ()
     instruction: Sequence[int] = ()
+    text_tokens: int | None = None
     context: Context = Context()
     longest_text: int | None = None
-    text_tokens: int | None = None
 
     @property
     def taken(self) -> int:
@@ -119,9 +119,7 @@ def require_labels(
         )
 
 
-def cut_texts(
-    tokenizer, template: Template, examples: Sequence[tuple[str, str | None]], most: int
-) -> list[tuple[str, str | None]]:
+def cut_texts(tokenizer, template: Template, examples: Sequence[Pair], most: int) -> list[Pair]:
     """Shorten the texts of more than `most` tokens at their end; labels and templates are never cut."""
     result = list(examples)
     pending = list(range(len(result)))
@@ -189,9 +187,7 @@ def read_task(
     """
     spec, tokenizer, template = METHODS[method], base.tokenizer, split.template
     if text_tokens is not None and text_tokens < 1:
-        raise MiniCPTError(
-            f"text_tokens is the number of tokens that a text keeps, at least 1, or None; got {text_tokens}."
-        )
+        raise MiniCPTError(f"text_tokens must be at least 1, or None; got {text_tokens}.")
     if label_score not in LABEL_SCORES:
         raise unknown("label score", label_score, LABEL_SCORES)
     words = [split.verbalizers[c] for c in split.classes]
@@ -217,16 +213,10 @@ def read_task(
         soft = hp["tokens"]
     in_rows = not spec.context and spec.trains != "prompt"  # nothing else could hold BOS
     limit = int(min(base.max_length, max_length or base.max_length))
+    before = soft if in_rows else soft + len(base.leading)
+    first = base.leading if in_rows else ()
     return Prompt(
-        tokenizer,
-        template,
-        words,
-        limit,
-        candidates,
-        soft if in_rows else soft + len(base.leading),
-        base.leading if in_rows else (),
-        instruction,
-        text_tokens=text_tokens,
+        tokenizer, template, words, limit, candidates, before, first, instruction, text_tokens
     )
 
 
@@ -293,9 +283,8 @@ def prepare(
         plain.require_labels([context], shots)
         before = plain.before + len(context) - len(leading)
         prompt = replace(plain, context=context, before=before, longest_text=longest)
-        return prompt, prompt.encode(
-            pairs or [("", None)]
-        )  # zero-shot with no query yet: an empty one
+        # zero-shot with no query yet: an empty one
+        return prompt, prompt.encode(pairs or [("", None)])
 
     prompt, rows = read(None)
     if prompt.taken + max(map(len, rows)) > prompt.limit:
@@ -304,9 +293,8 @@ def prepare(
         fixed = before + prompt.taken - prompt.before
         longest = fit_text_length(fixed, alone[n : n + K], alone, prompt.limit) or len(alone)
         prompt, rows = read(longest)
-        while (
-            prompt.taken + max(map(len, rows)) > prompt.limit
-        ):  # a context may have a token more than its parts
+        # a context may have a token more than its parts
+        while prompt.taken + max(map(len, rows)) > prompt.limit:
             longest -= 1
             prompt, rows = read(longest)
         n_cut = sum(a != b for a, b in zip(given, plain.cut(given, longest)))
