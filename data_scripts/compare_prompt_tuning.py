@@ -9,9 +9,9 @@ written to `minicpt/assets/reference_prompt_tuning.csv`. Each runs in a process 
 loaded the model, so that peaks of memory are a method's own and nothing has to be undone.
 
 **Equal terms.** SST-2, and for each seed the same queries, template and rows (the 16 are among the 64, those among the
-256). All trained methods take 40 AdamW steps of 8 rows with a rate that falls to zero, by the one loop of this library,
+256). All trained methods take 32 AdamW steps of 8 rows with a rate that falls to zero, by the one loop of this library,
 and minimise the loss of the label's token. Training sentences have 12 tokens at most, which two thirds of SST-2's have,
-and queries are cut to 32: a laptop should finish. 40 steps are few for prompt tuning, which is usually given hundreds.
+and queries are cut to 32: a laptop should finish. 32 steps are few for prompt tuning, which is usually given hundreds.
 
 **One rate for each method**, the best of three on seeds that nothing else uses, with 64 rows; of prompt tuning's starts
 and lengths those of 16 tokens from a text stand for all. Every trial of that choice is in the file, too (seeds from
@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -348,6 +349,7 @@ def main() -> None:
         if args.out.is_dir():
             write(args.out)
     else:
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # PEFT's
         torch.set_num_threads(1)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in forked processes
         BASE = load_base(args.model, "cpu")
