@@ -7,6 +7,7 @@ moment; it costs the cell that was being computed, and the same command goes on 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -71,8 +72,9 @@ def run_grid(
         outcomes = ((cell, attempt(cell, store)) for cell in missing)
     failures = []
     waiting = [*missing, "all cells attempted"]
-    hidden = not missing or None  # None: where nobody sees it
-    with tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=hidden) as bar:
+    # None: hidden where no terminal is; a notebook is none, but somebody reads it
+    hidden = {} if missing and "ipykernel" in sys.modules else {"disable": not missing or None}
+    with tqdm(total=len(missing), unit="cell", dynamic_ncols=True, **hidden) as bar:
         bar.set_description(str(waiting[0]))
         for cell, failure in outcomes:
             waiting.remove(cell)
