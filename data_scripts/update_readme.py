@@ -2,7 +2,8 @@
 
     make reproduce ablations bench && python data_scripts/update_readme.py
 
-results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
+reference_prompt_tuning.csv, which compare_prompt_tuning.py writes -> docs/real_models.md.
 What has not been computed stays as it is.
 """
 
@@ -10,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+import compare_prompt_tuning
 import pandas as pd
 
 from minicpt.data import ASSETS
@@ -43,6 +45,19 @@ def ablations_block() -> str:
     return folded("Every variant against plain CPT", pipes(*variants))
 
 
+def prompt_tuning_block() -> str:
+    """What prompt tuning is worth on the real model, in Markdown: accuracies, then costs."""
+    table = compare_prompt_tuning.read()
+    return "\n\n".join(
+        [
+            "Accuracy in percent, raw, mean ± standard deviation over seeds (how many):",
+            compare_prompt_tuning.accuracy_block(table),
+            "What it costs with 64 sentences, means over seeds:",
+            compare_prompt_tuning.cost_block(table) + "\n",
+        ]
+    )
+
+
 def folded(title: str, text: str) -> str:
     """Markdown that the web shows as its title until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>\n"
@@ -68,6 +83,8 @@ def main() -> None:
     if (bench := Path("results/bench/cpu.md")).exists():
         blocks["speed.md"] = ("bench", bench.read_text(encoding="utf-8"))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
+    if compare_prompt_tuning.FILE.exists():
+        blocks["real_models.md"] = ("prompt_tuning", prompt_tuning_block())
     for page, (name, new) in blocks.items():
         text = (DOCS / page).read_text(encoding="utf-8")
         (DOCS / page).write_text(with_block(text, name, new), encoding="utf-8")

@@ -123,6 +123,8 @@ def ablations(args) -> int:
         print("Left out, because cells are missing:", ", ".join(left_out))
     shots = "/".join(map(str, args.shots))
     title = f"Ablations of CPT, {model_name(model)}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    if args.text_tokens:
+        title += f", texts of {args.text_tokens} tokens at most"
     paths = ab.write(results, args.out, title)
     print(paths["ablations.md"].read_text(encoding="utf-8"))
     if args.report:
@@ -223,6 +225,7 @@ CELL_OPTIONS = {
         default=True,
     ),
     "max_length": option("longest prompt in tokens [the model's limit]", type=int),
+    "text_tokens": option("cut every text to its first N tokens [whole]", type=int, metavar="N"),
     "dtype": option("of the weights [auto: as stored]", default="auto", choices=DTYPES),
     "device": option("auto spreads a model over devices [the best there is]", choices=DEVICES),
 }

@@ -521,6 +521,25 @@ def test_the_bar_names_the_cell_that_is_being_computed(tmp_path, monkeypatch):
     assert len(shown) == len(CELLS) and all(running == text for running, text in shown)
 
 
+@pytest.mark.parametrize("where, hidden", [("a log", None), ("a notebook", "shown")])
+def test_the_bar_is_hidden_in_logs_and_shown_in_notebooks(where, hidden, tmp_path, monkeypatch):
+    given = []
+
+    class Bar(executors.tqdm):
+        def __init__(self, *args, **kwargs):
+            given.append(kwargs.get("disable", "shown"))
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    monkeypatch.setattr(executors, "tqdm", Bar)
+    monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 0.5})
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if where == "a notebook":
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    run_grid(CELLS, Store(tmp_path))
+    run_grid(CELLS, Store(tmp_path))  # nothing is missing: nothing to show
+    assert given == [hidden, True]
+
+
 # ---- before a run ---------------------------------------------------------------------------------------------------
 
 

@@ -862,6 +862,15 @@ def odd_models():
                 vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=64
             )
         ),
+        # keeps the state of its linear attention beside the layers
+        "not a cache of keys": transformers.MiniMaxForCausalLM(
+            transformers.MiniMaxConfig(
+                **COMMON,
+                layer_types=["linear_attention", "full_attention"],
+                num_local_experts=2,
+                num_experts_per_tok=1,
+            )
+        ),
         "gradient checkpointing": transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)),
     }
 

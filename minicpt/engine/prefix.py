@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
@@ -82,7 +82,8 @@ def _cache_layers(model) -> list | None:
     if known is None or known[0] != now:
         with torch.no_grad():
             cache = run_any_tokens(model, FEW, use_cache=True).cache
-        known = now, cache.layers if isinstance(cache, Cache) else None
+        # a class of its own (MiniMax) may keep more than its layers say
+        known = now, cache.layers if type(cache) is DynamicCache else None
         _CACHE_LAYERS[model] = known
     return known[1]
 

@@ -6,6 +6,7 @@ with the run that started them, however it ends.
 """
 
 import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -78,8 +79,9 @@ def run_grid(
         outcomes = ((cell, attempt(cell, store)) for cell in missing)
     failures = []
     waiting = [*missing, "all cells attempted"]
-    hidden = not missing or None  # None: where nobody sees it
-    bar = tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=hidden)
+    # None: hidden where no terminal is; a notebook is none, but somebody reads it
+    hidden = {} if missing and "ipykernel" in sys.modules else {"disable": not missing or None}
+    bar = tqdm(total=len(missing), unit="cell", dynamic_ncols=True, **hidden)
     with closing(outcomes), bar:  # closed here and now: this ends the workers
         bar.set_description(str(waiting[0]))
         for cell, failure in outcomes:

@@ -42,6 +42,12 @@ def write(
     if cells.accuracy_calibrated.notna().all():
         tables["calibrated.csv"] = summary(results, score="calibrated")
     sections = []
+    configs = [result["config"] for result in results]
+    cut = {(c["dataset"], c["text_tokens"]) for c in configs if c.get("text_tokens")}
+    for dataset, most in sorted(cut):
+        sections.append(
+            f"Every text of {dataset}, shot or query, is cut to its first {most} tokens."
+        )
     if all(shared_seeds(rows) for _, rows in cells.groupby("model")):
         tables["overall.csv"] = overall(results)
         sections.append(

@@ -86,13 +86,14 @@ def fit(
     max_length: int | None = None,
     extra: Sequence[Row] = (),
     rows_at_once: int = ROWS,
+    text_tokens: int | None = None,
 ) -> Predictor:
     """Fit a method on the split's shots.
 
     `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `extra` rows are
     trained on as the shots are, but stand in no context; `rows_at_once` caps what goes through the model together, and
     is lowered where the estimate of memory says so: the numbers stay the same. Texts are cut where the prompt would not
-    fit with the longest of the split's queries, with a warning.
+    fit with the longest of the split's queries, with a warning; `text_tokens` cuts each to that many from the start.
     Seeded by the split; the global random state is left alone. Threads that fit at once train one after the other, for
     torch has one random state for all of them.
     """
@@ -100,7 +101,8 @@ def fit(
     split = replace(split, seed=whole_number("seed", split.seed))
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 1)
-    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
+    limits = rows_at_once, text_tokens
+    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, *limits)
     with ONE_AT_A_TIME, torch.random.fork_rng():
         torch.manual_seed(split.seed)
         match METHODS[method].trains:

@@ -56,6 +56,7 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
             "context": {"text": prompt.context.text, "end": prompt.context.end},
             "before": prompt.before,
             "longest_text": prompt.longest_text,
+            "text_tokens": prompt.text_tokens,
         },
         "classes": predictor.classes,
         "label_score": predictor.label_score,

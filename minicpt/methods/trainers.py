@@ -18,6 +18,7 @@ from ..core.templates import Encoded
 from ..core.train import Recipe, train
 from ..engine.modules import sharing_weights
 from ..engine.prefix import Prefix, loss_after, why_not_shared
+from ..errors import MiniCPTError
 from .context_tuning import OPTIONS, TunedCache, TunedContext
 from .prepare import Job
 
@@ -132,7 +133,12 @@ def train_lora(job: Job) -> Fitted:
     from ..dropin.model import get_peft_model
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=job.hp["rank"], lora_alpha=job.hp["alpha"])
-    model = get_peft_model(sharing_weights(job.base.model), config)
+    try:
+        model = get_peft_model(sharing_weights(job.base.model), config)
+    except ValueError as error:  # an architecture of which PEFT does not know where LoRA goes
+        raise MiniCPTError(
+            f"LoRA is put where PEFT puts it by default, and for {job.base.name} it says: {error} Use another method."
+        ) from error
 
     def loss_of(chosen: list[int]) -> Tensor:
         ids, mask, types, labels = job.batch(chosen)
