@@ -200,7 +200,9 @@ def rows(monkeypatch, random_base):
 
 
 @pytest.mark.parametrize(
-    "methods", [("cpt", "icl"), ("lora", "iapt"), ("iapt", "iapt"), ("ct_kv", "pt")]
+    "methods",
+    [("cpt", "icl"), ("lora", "iapt"), ("iapt", "iapt"), ("ct_kv", "pt")],
+    ids="-".join,
 )
 def test_two_classifiers_share_a_base_model_and_four_threads(rows, methods):
     texts, labels = rows
