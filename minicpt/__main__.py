@@ -40,8 +40,7 @@ def table(args) -> int:
     if not results:
         print("No result at all.", *failures, sep="\n  ")
         return 1
-    names = ", ".join(map(model_name, args.model))  # what they are, not where they lie
-    title = f"Few-shot accuracy, {names}, {args.data} data"
+    title = f"Few-shot accuracy, {', '.join(map(model_name, args.model))}, {args.data} data"
     score = "calibrated" if args.calibrated else "raw"
     paths = report.write(results, out, title, score)
     print(report.to_text(tables.summary(results, score=score)))

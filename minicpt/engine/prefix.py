@@ -99,8 +99,7 @@ def why_not_shared(model) -> str | None:
         return "a forward hook hangs in it, which may need to see whole rows"
     layers = _cache_layers(model)
     # a sliding window forgets only what no later token may attend to
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    if layers is None or not all(type(layer) in known for layer in layers):
+    if layers is None or not {*map(type, layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "what it remembers is not a cache of keys and values"
     return None
 
