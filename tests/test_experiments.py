@@ -166,7 +166,7 @@ def test_a_store_is_refilled_from_its_csv_and_computes_nothing_twice(exported, t
 
 def test_a_cap_of_text_length_stands_in_configuration_table_and_csv(exported, tmp_path):
     cells, first, file = exported
-    assert "text_tokens" not in cells[0].config()  # whole texts keep the names of their results
+    assert cells[0].config()["text_tokens"] is None  # whole texts
     cut = [replace(cell, text_tokens=48) for cell in cells]
     assert run_grid(cut, first) == []
     results = list(map(first.get, cut))

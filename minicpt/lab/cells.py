@@ -110,8 +110,6 @@ class Cell:
         task = self.task()
         config = asdict(self)
         del config["data_dir"], config["device"]
-        if self.text_tokens is None:  # as results made before there was a cap
-            del config["text_tokens"]
         return {
             **config,
             "dataset": task.name,
