@@ -333,6 +333,7 @@ def cost_block(table: pd.DataFrame) -> str:
 
 
 def main() -> None:
+    print_any_text()
     global BASE
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

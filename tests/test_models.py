@@ -531,6 +531,7 @@ def test_a_model_without_attention_is_refused(tokenizer, tmp_path):
 def test_a_model_that_reads_what_follows_is_refused(tokenizer, tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
+    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

@@ -175,7 +175,8 @@ def test_the_first_screen_is_short_and_says_what_the_model_is_before_any_result(
 
 def test_every_page_of_the_docs_is_found_from_the_readme_and_wrapped():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = sorted((ROOT / "docs").glob("*.md"))
+    own = {"index.md", "citing.md"}  # the book's
+    pages = sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in own)
     assert len(pages) >= 9
     for page in pages:
         text = page.read_text(encoding="utf-8")
