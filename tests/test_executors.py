@@ -198,6 +198,11 @@ def wait_for(condition):
         time.sleep(0.1)
 
 
+def listen():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(
@@ -221,6 +226,7 @@ def test_a_signal_ends_a_sweep_and_its_workers(number, whom, code, tmp_path):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MARKS": str(marks), "TQDM_DISABLE": "1"},
         start_new_session=True,
+        preexec_fn=listen,  # the tests themselves may run in the background, which ignores signals
     )
     try:
         wait_for(lambda: len(list(marks.iterdir())) == 2 or run.poll() is not None)
