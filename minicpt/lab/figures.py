@@ -55,7 +55,7 @@ def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
         panel.grid(axis="y", alpha=0.3)
     handles = [found[method] for method in methods]
     names = [title(method) for method in methods]
-    figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
     figure.supylabel("accuracy (%)")
     return figure
 
