@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from minicpt.lab import store as store_module
+from minicpt.lab.statistics import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -372,3 +374,40 @@ def test_run_cell_reports_other_methods(method, tmp_path):
     )
     ran = nbformat.read(out, as_version=4)
     assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
+
+
+def test_notebook_07_concludes_from_its_twenty_seeds_what_they_say():
+    """Two differences are decided on trec, none on sst2; all eight methods saw the same splits."""
+    ladder = pd.read_csv(ROOT / "minicpt" / "assets" / "reference_prompt_ladder.csv")
+
+    def decided(task, a, b):
+        rows = ladder[ladder.task == task]
+        assert rows.seed.tolist() == list(range(20))
+        _, _, low, high = interval((rows[a] - rows[b]).tolist())
+        return low > 0 or high < 0
+
+    pairs = {
+        ("deep prompts", "prompt tuning"): True,
+        ("IAPT", "LoRA"): True,
+        ("late prompt", "prompt tuning"): False,
+        ("IDPG", "deep prompts"): False,
+        ("IAPT", "IDPG"): False,
+        ("IAPT", "deep prompts"): False,
+        ("IAPT", "deep prompts, S = 32"): False,
+    }
+    for (a, b), expected in pairs.items():
+        assert decided("trec", a, b) == expected, (a, b)
+        assert not decided("sst2", a, b), (a, b)
+
+
+def test_notebook_06_concludes_about_the_ball_what_the_ablations_say():
+    """Small balls end at ICL; from 0.1 on no interval leaves out zero, and none survives Holm's correction."""
+    table = pd.read_csv(ROOT / "minicpt" / "assets" / "reference_ablations.csv").set_index(
+        "variant"
+    )
+    for name in ("epsilon_0.01", "epsilon_paper"):
+        assert abs(table.difference[name] - table.difference["icl"]) < 1
+    wide = "epsilon_0.1 epsilon_0.3 epsilon_1 epsilon_3 no_projection one_ball labels_too".split()
+    assert (table.ci_low[wide] < 0).all() and (table.ci_high[wide] > 0).all()
+    small = ["icl", "epsilon_0.01", "epsilon_paper", "epsilon_0.03"]
+    assert (table.holm[wide + small] >= 0.05).all()
