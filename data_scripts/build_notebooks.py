@@ -36,6 +36,8 @@ from time import perf_counter
 import nbformat
 from nbclient import NotebookClient
 
+from minicpt.errors import print_any_text
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_OF_CELL = ("tags",)
@@ -297,6 +299,7 @@ def write_nbgrader(folder: Path) -> list[Path]:
 
 
 def main() -> int:
+    print_any_text()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "notebooks", nargs="*", type=Path, help="notebooks to execute [all masters]"

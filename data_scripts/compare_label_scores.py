@@ -3,8 +3,8 @@
     make smollm2
     MINICPT_DATA=folder python data_scripts/compare_label_scores.py        writes assets/reference_label_scores.csv
 
-Nothing is trained, and the seeds are the tuning ones, which no table uses. All three rules come from one pass. The
-query's text is cut to 48 tokens where a task has long ones, so that a laptop finishes in minutes.
+Nothing is trained, and the seeds are the tuning ones, which no table uses. All three rules come from one pass. Texts
+are cut to 48 tokens where a task has long ones, so that a laptop finishes in minutes.
 """
 
 import argparse
@@ -23,28 +23,16 @@ from minicpt.engine.scores import (
     label_token_scores,
     reduce_tokens,
 )
+from minicpt.errors import print_any_text
 from minicpt.lab.store import write_atomically
-from minicpt.methods.prepare import cut_texts
 
 SEEDS = range(100, 103)
 LONGEST_TEXT = 48  # tokens
 
 
-def shortened(split: Split, tokenizer) -> Split:
-    """The same split with its long texts cut."""
-
-    def cut(rows):
-        texts = cut_texts(
-            tokenizer, split.template, [(text, None) for text, _ in rows], LONGEST_TEXT
-        )
-        return [(text, label) for (text, _), (_, label) in zip(texts, rows)]
-
-    return Split(**{**vars(split), "shots": cut(split.shots), "queries": cut(split.queries)})
-
-
 def rows_of(base, split: Split, method: str) -> list[dict]:
     """Accuracy, and the share of the most frequent answer, by each rule, raw and calibrated."""
-    predictor = fit(method, base, split)
+    predictor = fit(method, base, split, text_tokens=LONGEST_TEXT)
     texts = [text for text, _ in split.queries]
     queries = predictor.encode_queries([*texts, *CONTENT_FREE])
     tokens = label_token_scores(base.model, predictor.prefix, queries, predictor.candidates, 16)
@@ -73,6 +61,7 @@ def rows_of(base, split: Split, method: str) -> list[dict]:
 
 
 def main() -> None:
+    print_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,7 +74,7 @@ def main() -> None:
     for dataset, seed, shots in tqdm(plan, unit="cell"):
         split = make_split(load_task(dataset, "real"), shots, seed, args.n_test)
         # one token a label: the rules are one and the same, which is a check of them
-        found += rows_of(base, shortened(split, base.tokenizer), "icl" if shots else "zero")
+        found += rows_of(base, split, "icl" if shots else "zero")
     table = pd.DataFrame(found)
     path = ASSETS / "reference_label_scores.csv"
     write_atomically(path, table.to_csv(index=False, float_format="%.4f"))

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import micro_words as M
 
+from minicpt.errors import print_any_text
+
 ASSETS = Path(__file__).resolve().parent.parent / "minicpt" / "assets"
 INPUTS = ["input", "text", "sentence"]
 OUTPUTS = ["output", "label", "target"]
@@ -469,6 +471,7 @@ def check(tokenizer):
 
 
 def main():
+    print_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the task rows")
     parser.add_argument(

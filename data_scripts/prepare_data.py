@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from minicpt.data import ASSETS, Task, load_real_task, load_table, real_specs, split_hashes
-from minicpt.errors import MiniCPTError
+from minicpt.errors import MiniCPTError, print_any_text
 from minicpt.lab.store import write_atomically
 from minicpt.lab.tables import pipes
 
@@ -98,6 +98,7 @@ def check(name: str, task: Task, freeze: bool) -> str:
 
 
 def main() -> int:
+    print_any_text()
     specs = real_specs()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(

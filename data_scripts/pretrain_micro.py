@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from minicpt.errors import print_any_text
+
 # a fifth kind of token, next to W.OTHER, FIRST, LABEL and EXACT: the copy of a repeated string
 REPEAT = 4
 # phase: row length, rows per batch, exact-match accuracy at which it ends, and its longest duration
@@ -267,6 +269,7 @@ def save(model, tokenizer, folder):
 
 
 def main():
+    print_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from minicpt.data import ASSETS, TASKS
+from minicpt.errors import print_any_text
 from minicpt.lab.cells import Cell, grid
 from minicpt.lab.executors import run_grid
 from minicpt.lab.store import Store, write_atomically
@@ -187,6 +188,7 @@ def choose(chosen: dict, model: str, means: pd.Series) -> dict:
 
 
 def main() -> None:
+    print_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

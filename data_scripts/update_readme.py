@@ -2,7 +2,8 @@
 
     make reproduce ablations bench && python data_scripts/update_readme.py
 
-results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md.
+results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
+reference_smollm2_cells.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) -> docs/real_models.md.
 What has not been computed stays as it is.
 """
 
@@ -10,11 +11,14 @@ import re
 import shutil
 from pathlib import Path
 
+import compare_prompt_tuning
 import pandas as pd
 
-from minicpt.data import ASSETS
+from minicpt.data import ASSETS, TASKS, load_task
 from minicpt.lab.ablations import rows_to_read
-from minicpt.lab.tables import overall_rows, pipes, wide
+from minicpt.lab.statistics import interval, signed
+from minicpt.lab.tables import overall_rows, pipes, title, wide
+from minicpt.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -43,6 +47,56 @@ def ablations_block() -> str:
     return folded("Every variant against plain CPT", pipes(*variants))
 
 
+def smollm2_block() -> str:
+    """The cells on the real model in Markdown, a table for each data set: means, and differences to ICL."""
+    cells = pd.read_csv(ASSETS / "reference_smollm2_cells.csv")
+    parts = []
+    for dataset in TASKS:
+        those = cells[cells.dataset == dataset]
+        numbers = sorted(set(those.shots) - {0})
+        rows = []
+        for method in [method for method in METHODS if method in set(those.method)]:
+            of_method = those[those.method == method]
+            if method == "zero":
+                rows.append(
+                    [title(method), mean_of(of_method, those, 0)] + [""] * (len(numbers) - 1)
+                )
+            else:
+                rows.append([title(method)] + [mean_of(of_method, those, k) for k in numbers])
+        if rows:
+            name = load_task(dataset, "micro").title.removesuffix(" (micro)")
+            header = ["method", *(f"{k} shots" for k in numbers)]
+            parts.append(f"**{name}**\n\n{pipes(header, rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def mean_of(cells: pd.DataFrame, everything: pd.DataFrame, shots: int) -> str:
+    """Raw accuracy in percent, mean ± std; then the difference to ICL where both have the same seeds, five or more."""
+    own = cells[cells.shots == shots].set_index("seed").accuracy * 100
+    icl = everything[(everything.method == "icl") & (everything.shots == shots)]
+    icl = icl.set_index("seed").accuracy * 100
+    if len(own) < 5:
+        return f"{len(own)} of 5 seeds"
+    text = f"{own.mean():.1f} ±{own.std():.1f}"
+    if set(cells.method) == {"icl"} or not own.index.equals(icl.index):
+        return text
+    mean, _, low, high = interval(own - icl)
+    return f"{text}; {signed(mean, low, high)}"
+
+
+def prompt_tuning_block() -> str:
+    """What prompt tuning is worth on the real model, in Markdown: accuracies, then costs."""
+    table = compare_prompt_tuning.read()
+    return "\n\n".join(
+        [
+            "Accuracy in percent, raw, mean ± standard deviation over seeds (how many):",
+            compare_prompt_tuning.accuracy_block(table),
+            "What it costs with 64 sentences, means over seeds:",
+            compare_prompt_tuning.cost_block(table) + "\n",
+        ]
+    )
+
+
 def folded(title: str, text: str) -> str:
     """Markdown that the web shows as its title until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>\n"
@@ -61,14 +115,17 @@ def main() -> None:
     for name, source in REFERENCES.items():
         if (path := Path("results", source)).exists():
             shutil.copyfile(path, ASSETS / name)
-    blocks = {
-        "results.md": ("table", table_block()),
-        "ablations.md": ("ablations", ablations_block()),
-    }
+    blocks = [
+        ("results.md", "table", table_block()),
+        ("ablations.md", "ablations", ablations_block()),
+        ("real_models.md", "smollm2", smollm2_block()),
+    ]
     if (bench := Path("results/bench/cpu.md")).exists():
-        blocks["speed.md"] = ("bench", bench.read_text(encoding="utf-8"))
+        blocks.append(("speed.md", "bench", bench.read_text(encoding="utf-8")))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
-    for page, (name, new) in blocks.items():
+    if compare_prompt_tuning.FILE.exists():
+        blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))
+    for page, name, new in blocks:
         text = (DOCS / page).read_text(encoding="utf-8")
         (DOCS / page).write_text(with_block(text, name, new), encoding="utf-8")
 

@@ -4,15 +4,17 @@ import argparse
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .data import TABLE_SHOTS, TASKS, load_task, make_split, manifest, real_specs
 from .engine.base_models import DEVICES, DTYPES, SUGGESTED, load_base, model_name
 from .engine.scores import LABEL_SCORES
-from .errors import MiniCPTError
+from .errors import MiniCPTError, print_any_text
 from .lab import executors
 from .lab.cells import TABLE_METHODS, Cell, distinct, grid, run_cell
 from .lab.store import Store
+from .lab.workers import interrupt_at_signals
 from .methods.fit import fit
 from .methods.registry import METHODS
 from .schema import conform, parse
@@ -38,8 +40,7 @@ def table(args) -> int:
     if not results:
         print("No result at all.", *failures, sep="\n  ")
         return 1
-    names = ", ".join(map(model_name, args.model))  # what they are, not where they lie
-    title = f"Few-shot accuracy, {names}, {args.data} data"
+    title = f"Few-shot accuracy, {', '.join(map(model_name, args.model))}, {args.data} data"
     score = "calibrated" if args.calibrated else "raw"
     paths = report.write(results, out, title, score)
     print(report.to_text(tables.summary(results, score=score)))
@@ -63,7 +64,7 @@ def _options(args) -> dict:
 
 
 def _fill(store: Store, cells: list[Cell], args) -> list[str]:
-    """Compute what the store lacks; the messages of cells that failed. After a dry run or Ctrl-C the command ends."""
+    """Compute what the store lacks; the messages of cells that failed. A dry run ends the command."""
     if args.dry_run:
         print(executors.plan(cells, store, len(args.gpus) or args.workers))
         raise SystemExit(0)
@@ -73,9 +74,10 @@ def _fill(store: Store, cells: list[Cell], args) -> list[str]:
     started = time.perf_counter()
     try:
         failures = executors.run_grid(cells, store, args.workers, args.gpus, _slurm(args))
-    except KeyboardInterrupt as interrupt:
-        print(f"\nStopped. What is done stays in {args.out}; the same command goes on from there.")
-        raise SystemExit(130) from interrupt
+    except KeyboardInterrupt:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"\nStopped. {args.out} keeps what is done; the same command goes on from there.")
+        raise
     if missing:
         print(f"Computed {missing - len(failures)} cells in {time.perf_counter() - started:.0f} s.")
     else:
@@ -94,9 +96,8 @@ def _slurm(args) -> dict | None:
     for option in args.slurm:
         name, equals, value = option.partition("=")
         if not equals:
-            raise MiniCPTError(
-                f"--slurm takes NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu; got {name!r}."
-            )
+            known = "NAME=VALUE as submitit knows it, e.g. slurm_partition=gpu"
+            raise MiniCPTError(f"--slurm takes {known}; got {name!r}.")
         given[name] = int(value) if value.isdigit() else value
     return given
 
@@ -121,6 +122,8 @@ def ablations(args) -> int:
         print("Left out, because cells are missing:", ", ".join(left_out))
     shots = "/".join(map(str, args.shots))
     title = f"Ablations of CPT, {model_name(model)}, {shots} shots, seeds {seeds[0]} to {seeds[-1]}"
+    if args.text_tokens:
+        title += f", texts of {args.text_tokens} tokens at most"
     paths = ab.write(results, args.out, title)
     print(paths["ablations.md"].read_text(encoding="utf-8"))
     if args.report:
@@ -163,9 +166,7 @@ def tasks(args) -> int:
         )
     for name, spec in real_specs().items():
         print(f"{name:8}  --data real: {spec['hub']} ({len(spec['verbalizers'])} classes)")
-    print(
-        "Your own: a path to <name>.json, with the rows in <name>.jsonl beside it (see docs/own_task.md)."
-    )
+    print("Your own: a path to <name>.json, its rows in <name>.jsonl beside it (docs/own_task.md).")
     return 0
 
 
@@ -223,6 +224,7 @@ CELL_OPTIONS = {
         default=True,
     ),
     "max_length": option("longest prompt in tokens [the model's limit]", type=int),
+    "text_tokens": option("cut every text to its first N tokens [whole]", type=int, metavar="N"),
     "dtype": option("of the weights [auto: as stored]", default="auto", choices=DTYPES),
     "device": option("auto spreads a model over devices [the best there is]", choices=DEVICES),
 }
@@ -299,16 +301,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    print_any_text()
+    interrupt_at_signals()
     try:
         args = parser().parse_args()
         return args.run(args)
+    except KeyboardInterrupt as stopped:
+        return 128 + stopped.args[0]  # what a shell says of a process that a signal ended
     except MiniCPTError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:  # no permission, disk full: what is stored stays whole
         remedy = "Choose another --out, or make room; finished cells are kept."
         print(f"Error: {error}. {remedy}", file=sys.stderr)
-        return 2
+    return 2
 
 
 if __name__ == "__main__":

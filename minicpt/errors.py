@@ -1,6 +1,7 @@
 """What goes wrong, in words: every error says what was wrong, what is valid and what to do next."""
 
 import difflib
+import io
 import math
 import sys
 import warnings
@@ -58,3 +59,12 @@ def warn(message: str) -> None:
         frame = frame.f_back
         level += 1
     warnings.warn(message, stacklevel=level)
+
+
+def print_any_text() -> None:
+    """Let this process print any text: UTF-8 into files and pipes, `?` for what a terminal cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):  # a notebook's own, or none at all
+            continue
+        encoding = None if stream.isatty() else "utf-8"  # None: the terminal's
+        stream.reconfigure(encoding=encoding, errors="replace")

@@ -502,9 +502,8 @@ def test_copy_probe_by_hand(tiny):
 def test_files_and_figure(tiny, tmp_path):
     cells, store = tiny
     paths = ablations.write(ablations.collect(cells, store), tmp_path, "Ablations")
-    assert set(paths) == {"ablations.csv", "ablations.md", "copy_probe.csv", "figure"} and all(
-        p.stat().st_size for p in paths.values()
-    )
+    tables = {"ablations.csv", "ablations.md", "cells.csv", "copy_probe.csv"}
+    assert set(paths) == {*tables, "figure"} and all(p.stat().st_size for p in paths.values())
     text = paths["ablations.md"].read_text()
     assert (
         "| leave-one-out | loo_train_label |" in text
@@ -512,6 +511,13 @@ def test_files_and_figure(tiny, tmp_path):
         and "twin hidden" in text
     )
     assert list(pd.read_csv(paths["ablations.csv"]).variant) == list(cells)
+
+
+def test_the_list_of_cells_holds_the_methods_as_chosen_and_none_of_their_variants(tiny, tmp_path):
+    cells, store = tiny
+    paths = ablations.write(ablations.collect(cells, store), tmp_path, "Ablations")
+    plain = [cell for name in cells if not ablations.variants()[name].hp for cell in cells[name]]
+    assert plain and set(pd.read_csv(paths["cells.csv"]).key) == {cell.key() for cell in plain}
 
 
 @pytest.mark.slow

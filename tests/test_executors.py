@@ -9,16 +9,20 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from minicpt.__main__ import main
 from minicpt.core import train
 from minicpt.engine import scores
-from minicpt.lab import cells, executors, report
+from minicpt.errors import MiniCPTError
+from minicpt.lab import cells, executors, report, workers
 from minicpt.lab.cells import Cell, grid
 from minicpt.lab.executors import plan, run_grid
 from minicpt.lab.store import Store
@@ -162,6 +166,118 @@ def test_kill_9_at_random_moments_again_and_again(tmp_path, uninterrupted):
     assert kills and contents(tmp_path) == uninterrupted
 
 
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+SWEEP = """
+import os, sys, time
+from pathlib import Path
+from minicpt.lab import cells
+
+def endless(cell):
+    Path(os.environ["MARKS"], str(os.getpid())).touch()
+    time.sleep(3600)
+
+cells.run_cell = endless  # in the workers, too: they import this file
+if __name__ == "__main__":
+    from minicpt.__main__ import main
+    sys.exit(main())
+"""
+PATIENCE = 300  # seconds; a loaded machine takes a minute to import torch three times
+
+
+def alive(pid):
+    """Whether the process runs; one that ended and that nobody has waited for does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return state.stdout.strip()[:1] not in ("", "Z")
+
+
+def wait_for(condition):
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+def listen():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    "number, whom, code",
+    [
+        (2, "all", 130),  # Ctrl-C reaches every process of the terminal
+        (15, "parent", 143),
+        (1, "all", 129),  # a closed terminal
+        (9, "parent", -9),
+    ],
+)
+def test_a_signal_ends_a_sweep_and_its_workers(number, whom, code, tmp_path):
+    marks, out, script = tmp_path / "marks", tmp_path / "out", tmp_path / "sweep.py"
+    marks.mkdir()
+    script.write_text(SWEEP)
+    grid_of = "--datasets trec --methods icl pt --shots 2 --seeds 4 --n-test 8 --workers 2".split()
+    run = subprocess.Popen(
+        [sys.executable, script, "table", *grid_of, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MARKS": str(marks), "TQDM_DISABLE": "1"},
+        start_new_session=True,
+        preexec_fn=listen,  # the tests themselves may run in the background, which ignores signals
+    )
+    try:
+        wait_for(lambda: len(list(marks.iterdir())) == 2 or run.poll() is not None)
+        started = [int(mark.name) for mark in marks.iterdir()]
+        assert len(started) == 2 and all(map(alive, started))
+        (os.killpg if whom == "all" else os.kill)(run.pid, number)
+        said, complaint = run.communicate(timeout=PATIENCE)
+        wait_for(lambda: not any(map(alive, started)))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == code
+    assert number == 9 or "the same command goes on from there" in said
+    assert "Traceback" not in complaint
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_worker_ends_between_two_writes(tmp_path, monkeypatch):
+    ended, held = threading.Event(), []
+    monkeypatch.setattr(workers.os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 0.5})
+    leash, hand = multiprocessing.Pipe(duplex=False)
+    put = Store.put
+
+    def slow_put(store, cell, result):
+        hand.close()
+        threading.Thread(target=workers._end_with, args=(leash,), daemon=True).start()
+        held.append(not ended.wait(0.3))
+        put(store, cell, result)
+
+    monkeypatch.setattr(Store, "put", slow_put)
+    assert executors.attempt(CELLS[0], Store(tmp_path)) is None
+    assert held == [True] and ended.wait(PATIENCE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(monkeypatch, capsys):
+    before = {number: signal.getsignal(number) for number in workers.ENDING}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        monkeypatch.setattr(sys, "argv", ["minicpt", "models"])
+        assert main() == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # ---- two at once ----------------------------------------------------------------------------------------------------
 
 
@@ -178,8 +294,10 @@ def test_two_runs_at_once_on_one_store(tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
-def test_one_process_a_gpu_gives_the_table_of_one(tmp_path, uninterrupted):
+def test_one_process_a_gpu_gives_the_table_of_one(tmp_path, uninterrupted, monkeypatch):
     """Without a GPU the processes see none and use the CPU; how they are started and fed is the same."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert run_grid(CELLS, Store(tmp_path), gpus=("0", "1")) == []
     assert contents(tmp_path) == uninterrupted
 
@@ -199,12 +317,46 @@ def test_each_gpu_has_a_process_of_its_own_that_sees_no_other(tmp_path):
     queue, seen = context.SimpleQueue(), []
     for gpu in ("3", "5"):
         queue.put(gpu)
-    with executors.ProcessPoolExecutor(2, context, executors._start_worker, (queue,)) as pool:
+    leash, hand = context.Pipe(duplex=False)
+    begin = workers.start_worker, (leash, queue)
+    with hand, executors.ProcessPoolExecutor(2, context, *begin) as pool:
         for _ in range(20):
             seen += [job.result() for job in [pool.submit(visible_gpu) for _ in range(4)]]
             if len(set(seen)) == 2:
                 break
     assert {gpu for gpu, _ in seen} == {"3", "5"} and len(set(seen)) == 2, "one process a GPU"
+
+
+@pytest.mark.parametrize(
+    "there, visible, asked, said",
+    [
+        (0, None, ("0",), "sees no CUDA GPU here"),
+        (0, "", ("0", "1"), "--gpus 0,1: "),
+        (2, None, ("0", "2"), "GPU 2 is not there; valid: 0, 1"),
+        (2, "4,5", ("0",), "GPU 0 is not there; valid: 4, 5"),
+        (2, None, ("0", "1"), None),
+        (2, "4,5", ("4", "5"), None),
+        (1, None, ("GPU-3faa8e",), None),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_an_error_before_anything_is_computed(
+    there, visible, asked, said, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    started = []
+    monkeypatch.setattr(
+        executors, "in_processes", lambda *args: started.append(args) or (_ for _ in ())
+    )
+    if said is None:
+        run_grid(CELLS, Store(tmp_path), gpus=asked)
+        assert started
+        return
+    with pytest.raises(MiniCPTError) as caught:
+        run_grid(CELLS, Store(tmp_path), gpus=asked)
+    assert said in str(caught.value) and not started and not list(tmp_path.iterdir())
 
 
 def visible_gpu():
@@ -373,6 +525,25 @@ def test_the_bar_names_the_cell_that_is_being_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "run_cell", run)
     run_grid(CELLS, Store(tmp_path))
     assert len(shown) == len(CELLS) and all(running == text for running, text in shown)
+
+
+@pytest.mark.parametrize("where, hidden", [("a log", None), ("a notebook", "shown")])
+def test_the_bar_is_hidden_in_logs_and_shown_in_notebooks(where, hidden, tmp_path, monkeypatch):
+    given = []
+
+    class Bar(executors.tqdm):
+        def __init__(self, *args, **kwargs):
+            given.append(kwargs.get("disable", "shown"))
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    monkeypatch.setattr(executors, "tqdm", Bar)
+    monkeypatch.setattr(cells, "run_cell", lambda cell: {"config": cell.config(), "accuracy": 0.5})
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if where == "a notebook":
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    run_grid(CELLS, Store(tmp_path))
+    run_grid(CELLS, Store(tmp_path))  # nothing is missing: nothing to show
+    assert given == [hidden, True]
 
 
 # ---- before a run ---------------------------------------------------------------------------------------------------

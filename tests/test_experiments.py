@@ -16,7 +16,7 @@ import pytest
 from minicpt.__main__ import main
 from minicpt.engine.base_models import model_fingerprint
 from minicpt.errors import MiniCPTError
-from minicpt.lab import cells, store, tables
+from minicpt.lab import cells, report, store, tables
 from minicpt.lab.cells import Cell, grid, run_cell
 from minicpt.lab.executors import run_grid
 from minicpt.lab.store import Store, export
@@ -54,10 +54,11 @@ def test_the_key_names_everything_that_matters():
         dict(label_score="mean"),
         dict(bos=False),
         dict(max_length=100),
+        dict(text_tokens=48),
         dict(hp=(("lr", 1.0),)),
     ):
         keys.add(replace(CELL, **change).key())
-    assert len(keys) == 13
+    assert len(keys) == 14
     assert replace(CELL, labels="canonical").key() == CELL.key()  # the task's default, said aloud
     assert (
         replace(CELL, data_dir="elsewhere").key() == replace(CELL, device="cpu").key() == CELL.key()
@@ -161,6 +162,25 @@ def test_a_store_is_refilled_from_its_csv_and_computes_nothing_twice(exported, t
         tables.summary(list(second.results()))
     )
     assert run_grid(more, second) == [] and counted == [more[3]]
+
+
+def test_a_cap_of_text_length_stands_in_configuration_table_and_csv(exported, tmp_path):
+    cells, first, file = exported
+    assert cells[0].config()["text_tokens"] is None  # whole texts
+    cut = [replace(cell, text_tokens=48) for cell in cells]
+    assert run_grid(cut, first) == []
+    results = list(map(first.get, cut))
+    assert results[0]["config"]["text_tokens"] == 48
+    csv = tmp_path / "cut.csv"
+    csv.write_text(export(results))
+    assert ",48,micro," in csv.read_text() and ",,micro," in file.read_text()
+    second = Store(tmp_path / "second")
+    assert second.refill(file, cut) == 0 and second.refill(csv, cut) == 3
+    paths = report.write(results, tmp_path, "Cut")
+    assert (
+        "text of trec, shot or query, is cut to its first 48 tokens"
+        in paths["table.md"].read_text()
+    )
 
 
 def test_a_row_of_another_split_or_configuration_is_not_taken(exported, tmp_path):

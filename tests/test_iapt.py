@@ -218,7 +218,8 @@ def test_generating_with_the_cache_equals_a_forward_without_and_generates_soft_t
             F.pad(types, (0, 1), value=4),
         )
     assert torch.equal(out, ids)
-    assert not any(layer._forward_pre_hooks for layer in iapt.decoder_layers(model.base_model))
+    alone = [m(input_ids=batch["input_ids"]).logits for m in (model.base_model, base(name))]
+    assert torch.equal(*alone)  # what hangs in the base model does nothing for others
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -157,8 +157,8 @@ def collate(features):
     return batch
 
 
-def train_and_score(lib, base, folder, batch_size):
-    model = cpt(lib, base)
+def train_and_score(lib, base, folder, batch_size, **fields):
+    model = cpt(lib, base, **fields)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
@@ -191,6 +191,21 @@ def train_and_score(lib, base, folder, batch_size):
         is_label = row["input_type_mask"][0, 1:] == 4
         scores.append(logits.log_softmax(-1)[is_label, row["labels"][0, 1:][is_label]].mean())
     return model, losses, torch.stack(scores)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_trainer_with_pefts_default_context(gpt2, tmp_path, batch_size):
+    """What PEFT's own tests of CPT do: all types at their default, rows with types, two epochs, delta in its ball."""
+    deltas = []
+    for lib in BOTH:
+        fields = dict(cpt_token_ids=None, cpt_mask=None, cpt_tokens_type_mask=None)
+        model, losses, _ = train_and_score(lib, gpt2, tmp_path, batch_size, **fields)
+        encoder = model.prompt_encoder.default
+        assert torch.equal(encoder.embedding.weight, gpt2.get_input_embeddings().weight[:1])
+        deltas.append(encoder.get_projection().detach().clone())
+        assert (deltas[-1].norm(dim=1) <= encoder.get_epsilon() * (1 + 1e-6)).all()
+    assert deltas[0].norm() > 0
+    torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -227,23 +242,18 @@ def test_parameter_counts(gpt2, make, capsys):
 
 
 @pytest.mark.parametrize("make", [cpt, pt])
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize(
     "options",
     [dict(do_sample=False), dict(do_sample=True, top_k=20), dict(num_beams=3)],
     ids=["greedy", "sampling", "beams"],
 )
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_generate(gpt2, make, padding, options, with_mask):
-    ids = query()["input_ids"].clone()
-    mask = torch.ones_like(ids)
-    if padding != "none":
-        mask[1, slice(0, 3) if padding == "left" else slice(-3, None)] = 0
-        ids[mask == 0] = 0
-    texts = []
+def test_generate(gpt2, make, options, with_mask):
+    """Without padding: `test_padding.py` has what comes of padding, where PEFT differs."""
+    ids, texts = query()["input_ids"], []
     for model in moved(*(make(lib, gpt2).eval() for lib in BOTH)):
         torch.manual_seed(7)
-        kwargs = dict(attention_mask=mask) if with_mask else {}
+        kwargs = dict(attention_mask=torch.ones_like(ids)) if with_mask else {}
         kwargs |= dict(max_new_tokens=5, pad_token_id=0, eos_token_id=59)
         texts.append(model.generate(input_ids=ids, **kwargs, **options))
     assert torch.equal(*texts)
@@ -390,6 +400,33 @@ def test_finite_but_doubtful_gives_pefts_number_and_one_warning(gpt2, missing):
     assert len([w for w in caught if "as in PEFT" in str(w.message)]) == 1
     for value in values:
         torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 5])
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_unfinished_context_gives_pefts_number_and_one_warning(gpt2, largest, shared):
+    """PEFT's default, all ones, and contexts whose last example has no label: roles shift, and it is said."""
+    types = {1: None, 2: [1, 2, 2, 2], 3: [1, 2, 2, 3], 5: [1, 3, 4, 5]}[largest]
+    fields = dict(cpt_token_ids=[5, 6, 7, 8], cpt_mask=[1] * 4, cpt_tokens_type_mask=types)
+    theirs, ours = moved(*(cpt(lib, gpt2, **fields) for lib in BOTH))
+    ours.shared_prefix = shared
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = [ours(**query()).loss for _ in range(2)]
+    losses[0].backward()
+    said = [str(w.message) for w in caught if "unfinished example" in str(w.message)]
+    assert len(said) == 1 and f"of type {4 - largest % 4} count as its label" in said[0]
+    expected = theirs(**query()).loss
+    expected.backward()
+    torch.testing.assert_close(losses, [expected] * 2)
+    torch.testing.assert_close(
+        *(m.prompt_encoder.default.delta_embedding.weight.grad for m in (ours, theirs))
+    )
+    no_types = {k: v for k, v in query().items() if k != "input_type_mask"}
+    if largest != 5:
+        assert theirs(**copy.deepcopy(no_types)).loss.isnan()
+        with pytest.raises(MiniCPTError, match="the loss would be NaN"):
+            ours(**no_types)
 
 
 @pytest.mark.parametrize(

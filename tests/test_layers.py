@@ -16,8 +16,8 @@ WINGS = {
     "pictures": [],
     "schema": [],
     "data": [],
-    "engine": ["memory", "sources", "base_models", "prefix", "scores"],
-    "dropin": ["outputs", "configs", "saving", "forward", "iapt", "model"],
+    "engine": ["memory", "sources", "base_models", "modules", "prefix", "scores"],
+    "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",
         "inputs",
@@ -31,6 +31,7 @@ WINGS = {
     "lab": [
         "store",
         "cells",
+        "workers",
         "executors",
         "statistics",
         "published",
@@ -156,7 +157,8 @@ def test_compact_is_counted_in_what_a_reader_must_take_in():
     core = [module for module in MODULES if module.startswith("core/")]
     assert sum(tokens[module] for module in core) <= 4_700
     assert sum(lines[module] for module in core) <= 780
-    assert sum(tokens.values()) <= 48_000
+    # of these, some 5,000 check what people hand over, keep threads apart, and know when a kept cache is stale
+    assert sum(tokens.values()) <= 52_500
     assert {module: n for module, n in lines.items() if n > 320} == {}
 
 

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from by_hand import join
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from minicpt import data
 from minicpt.core.templates import (
@@ -28,7 +29,7 @@ from minicpt.engine.scores import (
 )
 from minicpt.errors import MiniCPTError, TrainingDiverged
 from minicpt.methods import fit, registry, trainers
-from minicpt.methods.prepare import fit_text_length, prepare, until_label
+from minicpt.methods.prepare import cut_texts, fit_text_length, prepare, until_label
 
 HP = {
     "lr": 0.02,
@@ -269,6 +270,16 @@ def test_instruction_stands_where_we_say(random_base, split):
     assert len(fit.fit("pt_instr", random_base, split, zero_lr).prefix[0]) == len(ids)
 
 
+@pytest.mark.parametrize(
+    "method, message", [("lora", "PEFT puts it by default"), ("ct_kv", "does not go on from them")]
+)
+def test_a_method_that_an_architecture_cannot_have_is_refused(random_base, split, method, message):
+    config = OpenAIGPTConfig(vocab_size=len(random_base.tokenizer), n_embd=8, n_layer=1, n_head=1)
+    base = dataclasses.replace(random_base, model=OpenAIGPTLMHeadModel(config).eval())
+    with pytest.raises(MiniCPTError, match=message):
+        fit.fit(method, base, split, HP)
+
+
 # ---- long texts, bad input ------------------------------------------------------------------------------------------
 
 
@@ -299,6 +310,29 @@ def test_long_texts_are_cut_to_fit_and_it_is_said(random_base):
     assert any(torch.equal(row, embedded) for row in short.prefix[0])  # the label is still there
     with pytest.raises(MiniCPTError, match="does not fit"):
         fit.fit("icl", random_base, split, max_length=10)
+
+
+@pytest.mark.parametrize("method", ["zero", "icl", "pt", "cpt"])
+def test_a_cap_of_text_length_is_as_if_the_texts_had_been_short(random_base, split, method):
+    """Texts, query and shot, lose their end before anything is built, silently: it was asked for."""
+    tokenizer, template = random_base.tokenizer, split.template
+
+    def cut(rows):
+        return [
+            (text, c) for (text, _), (_, c) in zip(cut_texts(tokenizer, template, rows, 3), rows)
+        ]
+
+    short = dataclasses.replace(split, shots=cut(split.shots), queries=cut(split.queries))
+    assert short.shots != split.shots and short.queries != split.queries
+    expected = fit.fit(method, random_base, short, HP)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor = fit.fit(method, random_base, split, HP, text_tokens=3)
+        scores, _ = predictor.scores(texts_of(split))
+    assert predictor.history == expected.history
+    assert torch.equal(scores, expected.scores(texts_of(short))[0])
+    with pytest.raises(MiniCPTError, match="at least 1, or None; got 0"):
+        fit.fit(method, random_base, split, HP, text_tokens=0)
 
 
 def test_cut_length_is_the_longest_that_fits():

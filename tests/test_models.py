@@ -526,3 +526,31 @@ def test_a_model_without_attention_is_refused(tokenizer, tmp_path):
     folder = folder_of(MambaForCausalLM(config), tokenizer, tmp_path)
     with pytest.raises(MiniCPTError, match="MambaForCausalLM. has no attention.*minicpt models"):
         load_base(folder, "cpu")
+
+
+def test_a_model_that_reads_what_follows_is_refused(tokenizer, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+    )
+    folder = folder_of(BertForMaskedLM(config), tokenizer, tmp_path)
+    with pytest.raises(MiniCPTError, match="no causal language model.*tokens that follow"):
+        load_base(folder, "cpu")
+    config.is_decoder = True
+    assert load_base(folder_of(BertForMaskedLM(config), tokenizer, tmp_path / "two"), "cpu").model
+
+
+def test_a_loading_error_without_a_message_is_named_by_its_kind(tokenizer, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("minicpt.engine.base_models.read_model", fail)
+    folder = folder_of(gpt2_of(len(tokenizer)), tokenizer, tmp_path)
+    with pytest.raises(MiniCPTError, match="Cannot load the model .*: OSError. Use"):
+        load_base(folder, "cpu")

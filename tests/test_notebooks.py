@@ -14,7 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+
+from minicpt.lab import store as store_module
+from minicpt.lab.statistics import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -263,6 +267,46 @@ def tiny_store(tmp_path_factory):
     return store
 
 
+def shown_by_the_report(folder):
+    """What notebook 11 chooses from a store: its first cells, run here."""
+    book = nbformat.read(ROOT / "notebooks" / "11_reproduce_tables.ipynb", as_version=4)
+    source = {cell.id: cell.source for cell in code_cells(book)}
+    names = {}
+    exec(source["setup"], names)
+    exec(source["parameters"], names)
+    names["store"] = str(folder)
+    exec(source["load"], names)
+    exec(source["settings"], names)
+    return {store_module.key_of(result["config"]) for result in names["shown"]}
+
+
+def test_the_report_shows_the_cells_of_its_own_command_whatever_else_is_newer(tiny_store, tmp_path):
+    folder = tmp_path / "store"
+    shutil.copytree(tiny_store.folder, folder)
+    newest = shown_by_the_report(folder)
+    old = next(result for result in tiny_store.results() if result["config"]["hp"]["lr"] == 0.5)
+    zero = [r for r in tiny_store.results() if r["config"]["method"] == "zero"]
+    store_module.write_atomically(folder / "cells.csv", store_module.export([old, *zero]))
+    asked = {store_module.key_of(result["config"]) for result in (old, *zero)}
+    assert shown_by_the_report(folder) == asked and not asked <= newest
+
+
+@pytest.mark.slow
+def test_the_report_of_ablations_keeps_plain_methods_beside_their_variants(tmp_path):
+    """A store whose newest files are variants; once with one variant alone."""
+    from minicpt.lab import ablations
+    from minicpt.lab.executors import run_grid
+
+    for names in (["no_projection"], ["no_projection", "pt", "pt_ball"]):
+        groups = ablations.grid(names, ["trec"], [2], range(2), n_test=8)
+        store = store_module.Store(tmp_path)
+        assert not run_grid([cell for group in groups.values() for cell in group], store)
+        ablations.write(ablations.collect(groups, store), tmp_path, "Ablations")
+        methods = {"cpt", "pt"} & groups.keys()
+        plain = {cell.key() for name in methods for cell in groups[name]}
+        assert shown_by_the_report(tmp_path) == plain
+
+
 @pytest.mark.slow
 def test_report_of_a_store(tiny_store, tmp_path):
     """What `table --report` does: papermill of notebook 11 on a store, figures beside it, and the HTML."""
@@ -275,10 +319,26 @@ def test_report_of_a_store(tiny_store, tmp_path):
     figures = {"accuracy_by_shots.png", "difference_to_icl.png", "training_curves.png"}
     assert {path.name for path in folder.glob("*.png")} == figures <= paths.keys()
     assert "out of luck" in text and "A few shots" in text
-    assert "1 results of older settings left out, 8 shown" in text
-    assert "No published cell belongs to a model of this store" in text
+    assert "1 results of other settings left out, 8 shown" in text
+    assert "No published cell belongs to a model of this table" in text
+    assert "Exercise 11.1" not in text
     ran = nbformat.read(paths["report"], as_version=4)
     assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
+
+
+@pytest.mark.slow
+def test_report_of_a_refilled_store_of_one_seed(tiny_store, tmp_path):
+    """Cells taken from a CSV have neither scores nor losses; one seed has no interval."""
+    from minicpt.lab.report import run_notebook
+
+    for result in tiny_store.results():
+        if result["config"]["seed"] == 0:
+            kept = {key: result[key] for key in (*store_module.MEASURED, "config", "seconds")}
+            path = tmp_path / f"{store_module.key_of(result['config'])}.json"
+            store_module.write_atomically(path, json.dumps({**kept, "source": "cells.csv"}))
+    text = run_notebook(tmp_path, "Refilled")["html"].read_text(encoding="utf-8")
+    assert "there is no curve to draw" in text and "No result here has a history" in text
+    assert "[nan" not in text
 
 
 @pytest.mark.slow
@@ -314,3 +374,40 @@ def test_run_cell_reports_other_methods(method, tmp_path):
     )
     ran = nbformat.read(out, as_version=4)
     assert not [o for o in outputs(ran) if o.get("name") == "stderr" or o.output_type == "error"]
+
+
+def test_notebook_07_concludes_from_its_twenty_seeds_what_they_say():
+    """Two differences are decided on trec, none on sst2; all eight methods saw the same splits."""
+    ladder = pd.read_csv(ROOT / "minicpt" / "assets" / "reference_prompt_ladder.csv")
+
+    def decided(task, a, b):
+        rows = ladder[ladder.task == task]
+        assert rows.seed.tolist() == list(range(20))
+        _, _, low, high = interval((rows[a] - rows[b]).tolist())
+        return low > 0 or high < 0
+
+    pairs = {
+        ("deep prompts", "prompt tuning"): True,
+        ("IAPT", "LoRA"): True,
+        ("late prompt", "prompt tuning"): False,
+        ("IDPG", "deep prompts"): False,
+        ("IAPT", "IDPG"): False,
+        ("IAPT", "deep prompts"): False,
+        ("IAPT", "deep prompts, S = 32"): False,
+    }
+    for (a, b), expected in pairs.items():
+        assert decided("trec", a, b) == expected, (a, b)
+        assert not decided("sst2", a, b), (a, b)
+
+
+def test_notebook_06_concludes_about_the_ball_what_the_ablations_say():
+    """Small balls end at ICL; from 0.1 on no interval leaves out zero, and none survives Holm's correction."""
+    table = pd.read_csv(ROOT / "minicpt" / "assets" / "reference_ablations.csv").set_index(
+        "variant"
+    )
+    for name in ("epsilon_0.01", "epsilon_paper"):
+        assert abs(table.difference[name] - table.difference["icl"]) < 1
+    wide = "epsilon_0.1 epsilon_0.3 epsilon_1 epsilon_3 no_projection one_ball labels_too".split()
+    assert (table.ci_low[wide] < 0).all() and (table.ci_high[wide] > 0).all()
+    small = ["icl", "epsilon_0.01", "epsilon_paper", "epsilon_0.03"]
+    assert (table.holm[wide + small] >= 0.05).all()

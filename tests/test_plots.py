@@ -50,11 +50,9 @@ def ends(container):
 def test_accuracy_by_shots_draws_every_mean_and_interval():
     summary = tables.summary(results())
     figure = figures.accuracy_by_shots(summary)
-    *panels, legend = figure.axes
+    panels, (legend,) = figure.axes, figure.legends
     assert [panel.get_title() for panel in panels] == ["sst2", "trec"]
-    assert [text.get_text() for text in legend.get_legend().get_texts()] == [
-        tables.TITLES[m] for m in METHODS
-    ]
+    assert [text.get_text() for text in legend.get_texts()] == [tables.TITLES[m] for m in METHODS]
     for panel in panels:
         rows = summary[(summary.dataset == panel.get_title()) & (summary.method != "zero")]
         drawn = sorted(y for bars in panel.containers for y in bars[0].get_ydata())
@@ -62,10 +60,9 @@ def test_accuracy_by_shots_draws_every_mean_and_interval():
         lows = sorted(end[:, 1].min() for bars in panel.containers for end in ends(bars))
         assert lows == pytest.approx(sorted(rows.ci_low))
         x = np.concatenate([bars[0].get_xdata() for bars in panel.containers]).astype(float)
-        assert len(set(x.round(6))) == len(x) and set(np.round(x)) <= {
-            2,
-            4,
-        }  # dodged, and still at their shots
+        assert len(set(x.round(6))) == len(x)  # side by side, and still at their number of shots
+        assert [int(tick.get_text()) for tick in panel.get_xticklabels()] == [2, 4]
+        assert set(np.round(x)) <= {0, 1} and panel.get_ylim() == (0, 100)
         zero = summary[(summary.dataset == panel.get_title()) & (summary.method == "zero")][
             "mean"
         ].item()

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import tempfile
 import warnings
 
@@ -423,6 +424,38 @@ def test_missing_files(gpt2, saved):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="adapter_config.json"):
         minicpt.PeftModel.from_pretrained(copy.deepcopy(gpt2), folder)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_prompt_from_a_text_trains_further_without_its_tokenizer(gpt2, tmp_path, named):
+    """The start values are about to be overwritten: nobody needs to tokenise the text again."""
+    from minicpt.engine.base_models import MICRO
+
+    shutil.copytree(MICRO, tmp_path / "tokenizer")
+    config = minicpt.PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=4,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text=".",
+        tokenizer_name_or_path=str(tmp_path / "tokenizer"),
+    )
+    model = minicpt.get_peft_model(copy.deepcopy(gpt2), config)
+    model.prompt_encoder.default.embedding.weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "prompt")
+    shutil.rmtree(tmp_path / "tokenizer")
+    if named:
+        again = pt(minicpt, gpt2)
+        again.load_adapter(tmp_path / "prompt", "again", is_trainable=True)
+        again.set_adapter("again")
+    else:
+        again = minicpt.PeftModel.from_pretrained(
+            copy.deepcopy(gpt2), tmp_path / "prompt", is_trainable=True
+        )
+    assert again.active_peft_config.prompt_tuning_init == "TEXT"  # and is saved as such
+    weight = again.prompt_encoder[again.active_adapter].embedding.weight
+    assert torch.equal(weight, model.prompt_encoder.default.embedding.weight)
+    again(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss.backward()
+    assert weight.grad.norm() > 0
 
 
 def test_another_base_model(gpt2, saved):

@@ -1,12 +1,12 @@
-"""Checkers of notebook 06: a projected step with a sign, the hidden twin."""
+"""Checkers of notebook 06: a projected step with a sign, the hidden twin, a prompt broken on purpose."""
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from ..core.masks import is_label
-from ..core.projection import project, project_together
+from ..core.projection import FROZEN_RADIUS, project, project_together
 from ..methods.context_tuning import examples_of, visible
-from .engine import checker, expect, same
+from .engine import checker, describe, expect, same
 from .nb04 import types_of
 
 DOWN, UP = "#0072B2", "#D55E00"
@@ -189,4 +189,108 @@ def hide_twin(student, generator):
         figure,
         "Your mask: a line for each training row, light where it "
         "may look, dark at its own example.",
+    )
+
+
+def two_losses(generator: torch.Generator, P: int, D: int) -> tuple:
+    """Draw two losses of a delta (P, D) and radii: shots and others want directions that are alike, as in training.
+
+    Token by token, `others` falls along a vector at nearly a right angle to the one along which
+    `shots` does: descent lowers both, and there is room to lower the one and raise the other.
+    """
+    epsilon = 0.5 + 0.8 * torch.rand(P, generator=generator)
+    epsilon[::3] = FROZEN_RADIUS
+    first = normalize(torch.randn(P, D, generator=generator), dim=1)
+    second = torch.randn(P, D, generator=generator)
+    second = normalize(second - (second * first).sum(1, keepdim=True) * first, dim=1)
+    second = 0.1 * first + 0.995 * second
+
+    def loss_along(direction, start):
+        def loss(delta):
+            share = (direction * delta).sum(1) / epsilon.clamp(min=0.5)
+            return softplus(start - 6 * share.mean())
+
+        return loss
+
+    on_shots, on_others = loss_along(first, 3.0), loss_along(second, 2.0)
+
+    def losses(delta):
+        return on_shots(delta), on_others(delta)
+
+    return losses, epsilon
+
+
+@checker("06.3")
+def break_cpt(student, generator):
+    """Inside the balls, one loss comes down and the other goes up, on three pairs of cheap losses."""
+    import matplotlib.pyplot as plt
+
+    for P, D in ((9, 6), (12, 16), (6, 4)):
+        losses, epsilon = two_losses(generator, P, D)
+        delta = student(losses, epsilon, D)
+        expect(
+            torch.is_tensor(delta) and delta.shape == (P, D),
+            f"the answer is {describe(delta)}; return the delta, a tensor of shape {(P, D)}.",
+        )
+        delta = delta.detach().float()
+        norms = delta.norm(dim=1)
+        expect(bool(norms.isfinite().all()), "delta holds NaN or infinity: is the step too long?")
+        frozen = epsilon < 1e-6
+        moved = norms[frozen].max().item()
+        expect(
+            moved < 1e-4,
+            f"a frozen token has moved by {moved:.3g}: its radius is practically zero. Project after "
+            "the last step, too.",
+        )
+        far = (norms / epsilon)[~frozen].max().item()
+        expect(
+            far < 1.001,
+            f"a token is {far:.3g} radii away from its start: project every token into its own ball, "
+            "after each step.",
+        )
+        start, end = ([loss.item() for loss in losses(x)] for x in (0 * delta, delta))
+        found = (
+            f"The loss on the shots went from {start[0]:.2f} to {end[0]:.2f}, on other texts from "
+            f"{start[1]:.2f} to {end[1]:.2f}."
+        )
+        down, up = end[0] < start[0], end[1] > start[1]
+        expect(
+            norms.max().item() > 1e-6, "delta is zero everywhere: that is ICL, nothing is broken."
+        )
+        expect(
+            down or not up,
+            f"{found} Both went up: that is the attack of section 5, and whoever looks at the "
+            "training loss sees it.",
+        )
+        expect(
+            up or not down,
+            f"{found} Both went down: that is training. The loss on other texts enters with a minus "
+            "sign.",
+        )
+        expect(
+            down and up,
+            f"{found} It is the wrong way round: down on the shots, up on the other texts.",
+        )
+        goals = start[0] - 0.8, start[1] + 0.3
+        expect(
+            end[0] <= goals[0],
+            f"{found} The shots should come down to {goals[0]:.2f} at least: let the other loss "
+            "count less, or take more steps.",
+        )
+        expect(
+            end[1] >= goals[1],
+            f"{found} The other texts should go up to {goals[1]:.2f} at least: let their loss count "
+            "more, or take more steps.",
+        )
+    figure, panel = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+    x = torch.arange(2.0)
+    panel.bar(x - 0.2, start, 0.38, color="#C8C8C8", edgecolor="#555555", label="before")
+    panel.bar(x + 0.2, end, 0.38, color=DOWN, label="after")
+    panel.set(xticks=x.tolist(), xticklabels=["on the shots", "on other texts"], ylabel="loss")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    plt.close(figure)
+    return (
+        figure,
+        "Two pairs of bars, before and after your delta: the loss on the shots came down, the loss "
+        "on other texts went up.",
     )

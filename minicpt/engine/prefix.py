@@ -9,6 +9,7 @@ The *prompt* stands before every query; the *prefix* is what rows share, already
 """
 
 import copy
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
+from .modules import during_this_call, is_hooked, state_of
 
 WORTH_SHARING = 64  # tokens saved; below, a second pass through the layers does not pay
 
@@ -45,25 +46,24 @@ def run(model, embeds, mask=None, cache=None, *, pick=nothing, use_cache=True, *
     """Run tokens (B, T, D) after those of `cache`, `mask` (B, both) 0/1; the head sees `pick(hidden)` alone."""
     seen = []
 
-    def before_the_head(module, args):
+    def before_the_head(head, args):
         seen.append(args[0])  # (B, T, D)
         return (pick(args[0]), *args[1:])
 
     if cache is not None:
         kwargs["past_key_values"] = cache
     kwargs |= {"use_cache": use_cache, "return_dict": True}
-    hook = model.get_output_embeddings().register_forward_pre_hook(before_the_head)
-    try:
+    with during_this_call({model.get_output_embeddings(): before_the_head}):
         output = model(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-    finally:
-        hook.remove()
     return Run(output.logits, seen[0], output.get("past_key_values"))
 
 
 def run_any_tokens(model, n: int = 1, *, pick=nothing, use_cache: bool = False) -> Run:
     """Run n tokens for what the model does besides: its head, its kind of cache. Draws no randomness."""
     weight = model.get_input_embeddings().weight
-    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+    # the random state is that of all threads: it is put back only where dropout may draw from it
+    draws = any(module.training for module in model.modules())
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else [], enabled=draws):
         return run(model, weight.new_zeros(1, n, weight.shape[1]), pick=pick, use_cache=use_cache)
 
 
@@ -73,15 +73,19 @@ def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
 
 
 FEW = 4  # tokens: IAPT wants more than a BOS
-_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> after FEW tokens
+# model -> its configuration's values, and what it remembers after FEW tokens
+_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _cache_layers(model) -> list | None:
-    if model not in _CACHE_LAYERS:
+    now, known = [*vars(model.config.get_text_config()).values()], _CACHE_LAYERS.get(model)
+    if known is None or known[0] != now:
         with torch.no_grad():
             cache = run_any_tokens(model, FEW, use_cache=True).cache
-        _CACHE_LAYERS[model] = cache.layers if isinstance(cache, Cache) else None
-    return _CACHE_LAYERS[model]
+        # a class of its own (MiniMax) may keep more than its layers say
+        known = now, cache.layers if type(cache) is DynamicCache else None
+        _CACHE_LAYERS[model] = known
+    return known[1]
 
 
 def why_not_shared(model) -> str | None:
@@ -91,10 +95,11 @@ def why_not_shared(model) -> str | None:
     rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:
         return "its rotary frequencies depend on the length of the whole sequence"
+    if is_hooked(model):
+        return "a forward hook hangs in it, which may need to see whole rows"
     layers = _cache_layers(model)
     # a sliding window forgets only what no later token may attend to
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    if layers is None or not all(type(layer) in known for layer in layers):
+    if layers is None or not {*map(type, layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "what it remembers is not a cache of keys and values"
     return None
 
@@ -102,8 +107,8 @@ def why_not_shared(model) -> str | None:
 def tokens_remembered(model) -> float:
     """Count the tokens of text that the model's cache holds before a sliding window drops the first; inf without."""
     # a window of w keeps w - 1 tokens, among them what the model puts before the text (IAPT)
-    own = max(x.get_seq_length() for x in _cache_layers(model)) - FEW
-    room = [x.sliding_window - 1 - own for x in _cache_layers(model) if x.is_sliding]
+    layers = [x for x in _cache_layers(model) or [] if x.is_sliding]
+    room = [x.sliding_window - 1 - (x.get_seq_length() - FEW) for x in layers]
     return float(min(room, default=torch.inf))
 
 
@@ -151,13 +156,13 @@ def tokens_of(prompt: Tensor | Prefix) -> int:
 
 
 class KeptPrefix:
-    """The last prefix that was run, kept between calls until anything that it came from changes.
+    """The last prefix that was run, kept between calls, of any thread, until anything that it came from changes.
 
-    Seen are: the prompt's values and mask, the identity and version of every weight and buffer, dtype, device,
-    autocast. A change that goes behind torch's back (`weight.data.mul_(2)`) cannot be seen; then call `clear()`.
+    That is the prompt's values and mask, and the model's `state_of`; for what this cannot see there is `clear()`.
     """
 
     def __init__(self):
+        self._lock = threading.RLock()
         self.clear()
 
     def __reduce__(self):  # a copy of a model keeps its own
@@ -165,48 +170,47 @@ class KeptPrefix:
 
     def clear(self) -> None:
         """Forget the prefix."""
-        self._origin, self._prefix = ([], [], []), None
+        with self._lock:
+            self._kept = None
 
     @torch.no_grad()
     def get(self, model, prompt: Float[Tensor, "1 P D"], mask: Tensor | None) -> Prefix:
         """The prefix of this prompt on this model as it is now, run only if the kept one is another's."""
         mask = None if mask is None or mask.all() else mask.long()
-        origin = _origin(model, prompt, mask)
-        (_, things, tensors), (_, now, tensors_now) = self._origin, origin
-        if things != now or not all(map(torch.equal, tensors, tensors_now)):
-            self.clear()  # first, so that two caches never need room at once
-            result = run(model, prompt, mask)
-            self._origin, self._prefix = origin, Prefix(result.cache, result.hidden)
-        return self._prefix
-
-
-def _origin(model, prompt: Tensor, mask: Tensor | None) -> tuple[list, list, list[Tensor]]:
-    """What a prefix comes from: references to keep alive, things to compare by ==, tensors to compare by value."""
-    weights = [*model.parameters(), *model.buffers()]
-    # a new weak reference to the same object is the old one: as long as that lives, their ids tell objects apart
-    references = [weakref.ref(x) for x in (model, *weights)]
-    # the storage's reference keeps its address from being used again, so equal means: the same memory
-    things = [StorageWeakRef(w.untyped_storage()) for w in weights]
-    things += [-1 if w.is_inference() else w._version for w in weights]
-    device = prompt.device.type
-    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    things += [*map(id, references), prompt.dtype, prompt.device, autocast, mask is None]
-    return references, things, [prompt.clone()] if mask is None else [prompt.clone(), mask]
+        inputs = [prompt.clone()] if mask is None else [prompt.clone(), mask]
+        device = prompt.device.type
+        modes = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        modes += (prompt.dtype, prompt.device, len(inputs), torch.get_float32_matmul_precision())
+        with self._lock:
+            state, references = state_of(model)
+            now = [*modes, *state]
+            if (
+                self._kept is None
+                or self._kept[0] != now
+                or not all(map(torch.equal, self._kept[2], inputs))
+            ):
+                self.clear()  # first, so that two caches never need room at once
+                result = run(model, prompt, mask)
+                self._kept = now, references, inputs, Prefix(result.cache, result.hidden)
+            return self._kept[3]
 
 
 @dataclass(frozen=True)
 class Rows:
     """B rows [prompt, query] of S tokens, cut where they part: a shared `prefix`, and of each its `rest` (B, R, D).
 
-    Where rows share nothing there is no prefix, and R = S. `mask` (B, S) 0/1, None for all ones.
+    Where rows share nothing there is no prefix, and R = S. `mask` (B, S) 0/1, None for all ones; `positions` (B, S).
     """
 
     prefix: Prefix | None
     rest: Float[Tensor, "B R D"]
     mask: Tensor | None
+    positions: Tensor | None = None  # the model's own
 
     def run(self, model, pick=nothing, *, use_cache: bool = True, **kwargs) -> Run:
         """Run the rests; `pick` and the result's `hidden` are about them alone: (B, R, D)."""
+        if self.positions is not None:
+            kwargs["position_ids"] = self.positions[:, -self.rest.shape[1] :]
         if self.prefix is None:
             return run(model, self.rest, self.mask, pick=pick, use_cache=use_cache, **kwargs)
         cache = self.prefix.branch(len(self.rest))
@@ -233,9 +237,8 @@ def rows_of_prompt(
 ) -> Rows:
     """Put the prompt before every query, `mask` (B, P+T) 0/1; decide what the rows share, and run that.
 
-    With `kept` and without gradients the prefix is the prompt, run once and kept. Otherwise it is the prompt and the
-    tokens that all queries begin with (the fixed context of IPT). Where one pass over whole rows is the cheaper way, or
-    the model cannot share (`share=False`), there is no prefix.
+    With `kept` and without gradients that is the prompt, run once and kept; otherwise the prompt and what all queries
+    begin with (IPT's fixed context), or nothing where whole rows are cheaper or the model cannot share (`share=False`).
     """
     if prompt is None or isinstance(prompt, Prefix):
         return Rows(prompt, queries, mask)

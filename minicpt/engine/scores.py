@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache
 from ..core.masks import LABEL
 from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
+from .modules import sharing_weights
 from .prefix import (
     KeptPrefix,
     Prefix,
@@ -67,6 +69,7 @@ def label_scores(
     how: str = "sum",
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
+    seen: Tensor | None = None,
 ) -> Float[Tensor, "N C"]:
     """Log-score of every candidate label (C lists of ids) after every query (N), as (N, C) on the CPU.
 
@@ -74,7 +77,7 @@ def label_scores(
     demo). The other arguments and the errors: see `label_token_scores`.
     """
     check_candidates({f"candidate {c}": ids for c, ids in enumerate(candidates)}, how)
-    tokens = label_token_scores(model, prefix, queries, candidates, batch_size, kept)
+    tokens = label_token_scores(model, prefix, queries, candidates, batch_size, kept, seen)
     return reduce_tokens(tokens, how)
 
 
@@ -94,15 +97,19 @@ def label_token_scores(
     candidates: Sequence[list[int]],
     batch_size: int = 64,
     kept: KeptPrefix | None = None,
+    seen: Tensor | None = None,
 ) -> list[Float[Tensor, "N _"]]:
     """Log-probability of each token of each candidate label after query and earlier tokens: per label (N, tokens).
 
     `prefix` comes before every query: embeddings, which are run once, or not at all if `kept` from an earlier call, or
-    a prefix that has been run (CT-KV's). Each query is run once, and the beginnings of labels of several tokens go on
-    from its cache; a model that cannot share runs [query, beginning] anew for each. A query's scores do not depend on
-    the other rows of its batch. A query without tokens is scored right after the prefix.
+    a prefix that has been run (CT-KV's); zeros of `seen` (P,) hide tokens of it. Each query is run once, and the
+    beginnings of labels of several tokens go on from its cache; a model that cannot share runs [query, beginning] anew
+    for each. A query's scores do not depend on the other rows of its batch. A query without tokens is scored right
+    after the prefix. All is run in evaluation mode.
     Raises `MiniCPTError` if there is nothing before such a query, and for scores that are not finite.
     """
+    if any(module.training for module in model.modules()):
+        model = sharing_weights(model).eval()  # another thread may be training this one
     P = 0 if prefix is None else tokens_of(prefix)
     _check_empty(prefix, P, queries)
     beginnings = sorted({tuple(ids[:-1]) for ids in candidates})
@@ -110,6 +117,7 @@ def label_token_scores(
     share = (P > 0 or several) and why_not_shared(model) is None
     branch = share and several
     padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
+    seen = torch.ones(P) if seen is None else seen
     kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
 
     def write(batch: list[int], beginning: tuple, first: int, log_p: Tensor) -> None:
@@ -124,13 +132,20 @@ def label_token_scores(
         for batch in _batches(queries, batch_size, padded):
             encoded = [queries[n] + _label(beginning) for n in batch]
             log_p, cache = _run_queries(
-                model, prefix, encoded, len(beginning), kept=kept, share=share, use_cache=branch
+                model,
+                prefix,
+                encoded,
+                len(beginning),
+                kept=kept,
+                seen=seen,
+                share=share,
+                use_cache=branch,
             )
             write(batch, beginning, 0, log_p)
             if branch:
                 lengths = [len(row) for row in encoded]
                 tails = [tail for tail in beginnings if tail]
-                for part in _run_beginnings(model, cache, lengths, tails, batch_size):
+                for part in _run_beginnings(model, cache, lengths, tails, batch_size, seen):
                     rows, tail, log_p = part
                     write(batch[rows], tail, 1, log_p)
     if not all(scores.isfinite().all() for scores in result):
@@ -177,13 +192,14 @@ def _run_queries(
     n_label: int,
     *,
     kept: KeptPrefix,
+    seen: Tensor,
     share: bool,
     use_cache: bool,
 ) -> tuple[Float[Tensor, "B n V"], Cache | None]:
     """Run rows that end in `n_label` tokens of a label: log-probabilities before the first and after each, n in all."""
-    P, B = 0 if prefix is None else tokens_of(prefix), len(encoded)
+    P, B = len(seen), len(encoded)
     ids, mask, types = collate(encoded)  # (B, T), padding last
-    mask = torch.cat((torch.ones(B, P, dtype=mask.dtype), mask), dim=1)  # (B, P+T)
+    mask = torch.cat((seen.to(mask).expand(B, -1), mask), dim=1)  # (B, P+T)
     embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
     rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
@@ -203,7 +219,12 @@ def _run_queries(
 
 
 def _run_beginnings(
-    model, cache: Cache, lengths: list[int], beginnings: list[tuple], batch_size: int
+    model,
+    cache: Cache,
+    lengths: list[int],
+    beginnings: list[tuple],
+    batch_size: int,
+    seen: Tensor,
 ) -> Iterator[tuple[slice, tuple, Float[Tensor, "g n V"]]]:
     """Run the beginnings of labels after each row of the cache: some rows, a beginning of n tokens, log-probabilities.
 
@@ -226,7 +247,9 @@ def _run_beginnings(
                 real = [hidden[:, c, : len(ids)].flatten(0, 1) for c, ids in enumerate(chunk)]
                 return torch.cat(real)[None]  # (1, g * tokens of the chunk, D)
 
-            logits = run(model, embeds, cache=branched, pick=after_each).logits
+            whole = F.pad(seen, (0, length + ids.shape[1]), value=1)  # (P+T+m,)
+            mask = None if seen.all() else whole.expand(len(embeds), -1).to(model.device)
+            logits = run(model, embeds, mask, branched, pick=after_each).logits
             log_p = logits[0].float().log_softmax(-1).split([g * len(ids) for ids in chunk])
             for ids, part in zip(chunk, log_p):
                 yield rows, ids, part.unflatten(0, (g, -1))

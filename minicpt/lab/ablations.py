@@ -10,6 +10,7 @@ much of Set Classification is copying.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from . import cells
 from .cells import Cell
 from .figures import difference_to_cpt
 from .statistics import holm, interval, signed
-from .store import Store, write_all
+from .store import Store, export, write_all
 from .tables import PLACE, check_splits, pipes
 
 PROBE_TASK = "set_cls"  # its texts are content words alone, so that a shared word means something
@@ -256,9 +257,14 @@ def to_markdown(
 
 
 def write(results: Results, folder: str | Path, title: str) -> dict[str, Path]:
-    """Write ablations.csv, copy_probe.csv, ablations.md and ablations.png; return their paths."""
+    """Write ablations.csv, copy_probe.csv, ablations.md, ablations.png and cells.csv; return their paths.
+
+    cells.csv lists the methods as chosen, without the variants of their hyper-parameters.
+    """
     folder, table, probe = Path(folder), compare(results), copy_probe(results)
+    as_chosen = [group for name, group in results.items() if not variants()[name].hp]
     files = {
+        "cells.csv": export(chain.from_iterable(as_chosen)),
         "ablations.csv": table.to_csv(index=False, float_format="%.4f"),
         "ablations.md": to_markdown(table, probe, twin_losses(results), title),
     }

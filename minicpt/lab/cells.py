@@ -84,6 +84,7 @@ class Cell:
     label_score: str = "sum"
     bos: bool = True
     max_length: int | None = None
+    text_tokens: int | None = None  # longer texts are cut
     dtype: str = "auto"
     device: str | None = field(default=None, compare=False)
     hp: tuple[tuple[str, object], ...] = ()
@@ -224,6 +225,7 @@ def _fit_and_score(cell: Cell, base: BaseModel, split: Split, rows_at_once: int)
             cell.label_score,
             cell.max_length,
             rows_at_once=rows_at_once,
+            text_tokens=cell.text_tokens,
         )
         fitted = time.perf_counter()
         rows = [*split.queries, *split.shots]

@@ -1,28 +1,29 @@
 """Executors: who computes the cells that a store lacks: this process, several, one per GPU, or a SLURM array.
 
 None of them keeps results or a queue of its own: the store is the source of truth. Kill whatever you like, at any
-moment; it costs the cell that was being computed, and the same command goes on from there.
+moment; it costs the cells that were being computed, and the same command goes on from there. Worker processes end
+with the run that started them, however it ends.
 """
 
-import os
-import signal
 import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import mean
 
-import torch
 from tqdm import tqdm
 
 from ..errors import MiniCPTError
 from . import cells
 from .cells import Cell
 from .store import Store
+from .workers import check_gpus, signals_held, start_worker, storing
 
 Outcome = tuple[Cell, str | None]  # a cell that was attempted, and the message of its failure
 POLL_SECONDS = 5.0
@@ -42,9 +43,11 @@ def attempt(cell: Cell, store: Store) -> str | None:
     try:
         result = cells.run_cell(cell)
     except Exception as error:  # one cell's failure must not stop the others
-        store.put_error(cell, error)
+        with storing:
+            store.put_error(cell, error)
         return f"{cell}: {type(error).__name__}: {error}"
-    store.put(cell, result)
+    with storing:
+        store.put(cell, result)
     return None
 
 
@@ -59,10 +62,12 @@ def run_grid(
 
     `workers` 1 runs in this process, more start that many with one thread each; `gpus` ("0", "1", ...) starts one a
     GPU, which sees no other; `slurm` (parameters for submitit) submits an array of `workers` jobs and waits for it.
-    Interrupt at will: what is done stays done, and the next run goes on from there. Two runs on one store may compute
-    a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed, and `OSError` before the first
-    cell if the store takes no files.
+    Interrupt at will: what is done stays done, running cells are given up at once, and the next run goes on from there.
+    Two runs on one store may compute a cell twice, but damage none. Raises `MiniCPTError` if a worker process is killed
+    and, before the first cell, for GPUs that are not there; `OSError` there if the store takes no files.
     """
+    if gpus:
+        check_gpus(gpus)
     missing = missing_cells(cells, store)
     if missing:
         store.check_room()
@@ -74,8 +79,10 @@ def run_grid(
         outcomes = ((cell, attempt(cell, store)) for cell in missing)
     failures = []
     waiting = [*missing, "all cells attempted"]
-    hidden = not missing or None  # None: where nobody sees it
-    with tqdm(total=len(missing), unit="cell", dynamic_ncols=True, disable=hidden) as bar:
+    # None: hidden where no terminal is; a notebook is none, but somebody reads it
+    hidden = {} if missing and "ipykernel" in sys.modules else {"disable": not missing or None}
+    bar = tqdm(total=len(missing), unit="cell", dynamic_ncols=True, **hidden)
+    with closing(outcomes), bar:  # closed here and now: this ends the workers
         bar.set_description(str(waiting[0]))
         for cell, failure in outcomes:
             waiting.remove(cell)
@@ -90,25 +97,24 @@ def run_grid(
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
-def _start_worker(gpus) -> None:
-    if gpus is not None:  # before the first use of CUDA in this process
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
-    # the workers are the parallelism; on 2 cores this is 4-5 times faster than sharing threads
-    torch.set_num_threads(1)
-    # Ctrl-C is the parent's: it lets running cells finish
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def in_processes(
     missing: list[Cell], store: Store, workers: int, gpus: tuple[str, ...] = ()
 ) -> Iterator[Outcome]:
-    """Attempt the cells in processes of one thread, one a GPU if there are any; yield them as they are done."""
+    """Attempt the cells in processes of one thread, one a GPU if there are any; yield them as they are done.
+
+    Whatever ends this generator ends its processes, within a moment and without a half-written file.
+    """
     context = get_context("spawn")
-    devices = context.SimpleQueue() if gpus else None
-    for gpu in gpus:
-        devices.put(gpu)
-    with ProcessPoolExecutor(len(gpus) or workers, context, _start_worker, (devices,)) as pool:
-        running = {pool.submit(attempt, cell, store): cell for cell in missing}
+    leash, hand = context.Pipe(duplex=False)
+    with signals_held():
+        devices = context.SimpleQueue() if gpus else None
+        for gpu in gpus:
+            devices.put(gpu)
+        begin = start_worker, (leash, devices)
+        pool = ProcessPoolExecutor(len(gpus) or workers, context, *begin)
+    with pool, hand:  # left in reverse: the hand lets go, the workers end, the pool sees it
+        with signals_held():
+            running = {pool.submit(attempt, cell, store): cell for cell in missing}
         try:
             for done in as_completed(running):
                 yield running[done], done.result()
@@ -117,9 +123,6 @@ def in_processes(
                 "A worker process died: it was killed, or memory ran out. Finished cells are kept; run the same "
                 "command again, with one worker if memory is short."
             ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 # ---- SLURM ----------------------------------------------------------------------------------------------------------

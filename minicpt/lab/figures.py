@@ -25,15 +25,18 @@ BLUE, BAND = "#0072B2", "#F4F4F4"
 
 
 def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
-    """Accuracy (%) against shots, a panel a dataset, bars the 95 % interval of the mean; zero-shot is the dotted line.
+    """Accuracy (%) for each number of shots, methods side by side, one panel per dataset, bars the 95 % interval of the
+    mean; zero-shot is the dotted line.
 
     `summary`: the rows of one model (tables.summary); several are refused.
     """
     _one(summary[["model"]])
     datasets, methods = list(summary.dataset.unique()), _in_order(summary.method)
-    columns = 3 if len(datasets) < 6 else 5  # the last place of the grid is the legend's
-    width = 4 if columns == 3 else 3.4
-    figure, panels = panels_of(len(datasets) + 1, columns, width, 3.2, sharex=True, sharey=True)
+    columns = min(len(datasets), 3 if len(datasets) < 6 else 5)
+    figure, panels = panels_of(
+        len(datasets), columns, max(3.4, 7 / columns), 3, sharex=True, sharey=True
+    )
+    numbers = sorted(set(summary.shots) - {0})
     dodged, found = [method for method in methods if method != "zero"], {}
     for panel, dataset in zip(panels, datasets):
         rows = summary[summary.dataset == dataset]
@@ -42,17 +45,17 @@ def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
                 found[method] = panel.axhline(group["mean"].iloc[0], color=GREY, linestyle=":")
                 continue
             aside = dodged.index(method) - (len(dodged) - 1) / 2
-            x = group.shots + aside / len(dodged)  # shots are two apart
+            x = group.shots.map(numbers.index) + 0.7 * aside / len(dodged)
             bars = np.nan_to_num([group["mean"] - group.ci_low, group.ci_high - group["mean"]])
             lines = {"elinewidth": 0.9, "linewidth": 1.4}
             found[method] = panel.errorbar(x, group["mean"], bars, **lines, **_look(method))
-        panel.set(title=dataset, xlabel="shots", xticks=sorted(set(summary.shots) - {0}))
-        panel.set_ylim(max(0, summary["mean"].min() - 12), min(100, summary["mean"].max() + 12))
+        panel.set(title=dataset, xlabel="shots", ylim=(0, 100))
+        panel.set_xticks(range(len(numbers)), numbers)
         panel.tick_params(labelbottom=True, labelleft=True)
         panel.grid(axis="y", alpha=0.3)
     handles = [found[method] for method in methods]
-    panels[-1].axis("off")
-    panels[-1].legend(handles, map(title, methods), loc="center", ncols=2, frameon=False)
+    names = [title(method) for method in methods]
+    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
     figure.supylabel("accuracy (%)")
     return figure
 

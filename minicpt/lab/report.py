@@ -42,6 +42,12 @@ def write(
     if cells.accuracy_calibrated.notna().all():
         tables["calibrated.csv"] = summary(results, score="calibrated")
     sections = []
+    configs = [result["config"] for result in results]
+    cut = {(c["dataset"], c["text_tokens"]) for c in configs if c.get("text_tokens")}
+    for dataset, most in sorted(cut):
+        sections.append(
+            f"Every text of {dataset}, shot or query, is cut to its first {most} tokens."
+        )
     if all(shared_seeds(rows) for _, rows in cells.groupby("model")):
         tables["overall.csv"] = overall(results)
         sections.append(
@@ -161,12 +167,18 @@ def run_notebook(out: Path, heading: str, *also: str) -> dict[str, Path]:
     ]
     # the classic template keeps the figures' descriptions
     nbconvert = ["nbconvert", "--to", "html", "--template", "classic", "--no-input", executed]
+    # a report needs no exercise
+    nbconvert += ["--TagRemovePreprocessor.enabled=True"]
+    nbconvert += [
+        f"--TagRemovePreprocessor.remove_cell_tags={tag}" for tag in ("exercise", "check")
+    ]
     for command in (papermill, nbconvert):
         done = subprocess.run(
             [sys.executable, "-m", *command, "--log-level", "ERROR"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
+            errors="replace",
         )
         if done.returncode:
             raise MiniCPTError(

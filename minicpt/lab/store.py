@@ -19,7 +19,7 @@ MEASURED = ("accuracy", "accuracy_calibrated", "split_sha256", "device", "thread
 # a row of the CSV; the key is that of the whole configuration
 COLUMNS = (
     "dataset method shots seed n_test accuracy accuracy_calibrated label_score split_sha256 "
-    "seconds_fit seconds_score device threads model model_fingerprint key"
+    "seconds_fit seconds_score device threads text_tokens model model_fingerprint key"
 ).split()
 
 
@@ -159,7 +159,9 @@ def export(results: Iterable[dict]) -> str:
         seconds = {f"seconds_{part}": took for part, took in result["seconds"].items()}
         rows.append({**result, **config, **seconds, "key": key_of(config)})
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table = table.sort_values(["dataset", "method", "shots", "seed", "key"])
+    table = table.astype({"text_tokens": "Int64"}).sort_values(
+        ["dataset", "method", "shots", "seed", "key"]
+    )
     return table.to_csv(index=False, float_format="%.6f")
 
 

@@ -1,6 +1,5 @@
 """`FewShotClassifier`: every method as a scikit-learn estimator, for people with twenty labelled sentences."""
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, replace
 from numbers import Real
@@ -19,7 +18,7 @@ from ..engine.base_models import BaseModel, load_base
 from ..engine.sources import model_files, remembered
 from ..errors import MiniCPTError, check_type, whole_number
 from . import persistence
-from .fit import Predictor, fit
+from .fit import ONE_AT_A_TIME, Predictor, fit
 from .inputs import distinct, read_labels, read_texts, words_of
 from .prepare import Prompt, read_task
 from .registry import METHODS, hyperparameters
@@ -45,8 +44,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     Labels may be of any hashable type. Once fitted: `classes_` (C,), the order of `predict_proba`'s columns; `shots_`,
     the rows in the context; `seed_`; `predictor_`. Texts are no features: there is no `n_features_in_`.
-    Fitted classifiers do not disturb each other: they share one base model that none of them changes. LoRA would, so
-    every LoRA classifier holds a copy of it. Bad input raises `MiniCPTError`, a `ValueError`.
+    Fitted classifiers do not disturb each other: they share one base model that none of them changes, in any number of
+    threads (fits wait for each other). Bad input raises `MiniCPTError`, a `ValueError`.
     """
 
     def __init__(
@@ -127,11 +126,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return hp
 
     def _base(self) -> BaseModel:
-        """The base model that all classifiers share; a copy of it for LoRA, which changes it."""
-        base = _shared_base(self.model)
-        if METHODS[self.method].trains == "lora":
-            base = replace(base, model=copy.deepcopy(base.model))
-        return base
+        """The base model that all classifiers share."""
+        with ONE_AT_A_TIME:
+            return _shared_base(self.model)
 
     def _choose(self, prompt: Prompt, split: Split) -> list[int]:
         """Which of the split's rows stand in the context, in its order."""

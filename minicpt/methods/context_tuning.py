@@ -24,7 +24,7 @@ from ..core.projection import project, project_together
 from ..core.templates import Encoded
 from ..engine.base_models import BaseModel
 from ..engine.prefix import Prefix, loss_after, run, why_not_shared
-from ..errors import unknown
+from ..errors import MiniCPTError, unknown
 from .prepare import Batch
 
 MOVABLE = ("instruction", "template", "input", "label", "separator")
@@ -126,6 +126,12 @@ class TunedCache:
     """CT-KV: the keys and values that the context leaves in every layer are what is trained."""
 
     def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
+        reason = why_not_shared(base.model)
+        if reason:
+            raise MiniCPTError(
+                f"CT-KV trains the keys and values of the context, and {base.name} does not go on from them: {reason}. "
+                "Use ct_prompt or cpt, which train its embeddings."
+            )
         self.base, self.hp = base, OPTIONS | hp
         self.examples = examples_of(torch.tensor(context.types, device=base.device), n_instruction)
         with torch.no_grad():

@@ -5,7 +5,8 @@ instruction to use; how the paper does that is not known, so this is our reading
 from the instruction's tokens, CPT† puts the instruction before the context as input-template tokens.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +25,13 @@ from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
 from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
 
+# torch's random state is one for all threads, and so is what transformers sets while it loads a model
+ONE_AT_A_TIME = threading.RLock()
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted method: scores texts by label. Call `close()` when done: LoRA then leaves the base model as it was.
+    """A fitted method: scores texts by label, from any number of threads, and leaves the base model as it was.
 
     `prefix` stands before every query: embeddings (1, P, D), a prefix that has been run (CT-KV), or nothing; `history`
     holds the losses of the training steps.
@@ -39,7 +43,6 @@ class Predictor:
     classes: list[str]
     label_score: str
     history: list[float]
-    close: Callable[[], None] = lambda: None
     rows_at_once: int = ROWS
 
     @property
@@ -66,6 +69,9 @@ class Predictor:
         raw, content_free = scores[: len(texts)], scores[len(texts) :]
         return raw, calibrate(raw, content_free)
 
+    def close(self) -> None:
+        """Do nothing: LoRA has modules of its own, so there is nothing to undo. Older programs call it."""
+
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The class of each text."""
         return [self.classes[i] for i in self.scores(texts)[0].argmax(-1).tolist()]
@@ -80,21 +86,24 @@ def fit(
     max_length: int | None = None,
     extra: Sequence[Row] = (),
     rows_at_once: int = ROWS,
+    text_tokens: int | None = None,
 ) -> Predictor:
     """Fit a method on the split's shots.
 
     `hp` overrides the chosen hyper-parameters; `max_length` caps prompts below the model's own limit; `extra` rows are
     trained on as the shots are, but stand in no context; `rows_at_once` caps what goes through the model together, and
     is lowered where the estimate of memory says so: the numbers stay the same. Texts are cut where the prompt would not
-    fit with the longest of the split's queries, with a warning.
-    Seeded by the split; the global random state is left alone.
+    fit with the longest of the split's queries, with a warning; `text_tokens` cuts each to that many from the start.
+    Seeded by the split; the global random state is left alone. Threads that fit at once train one after the other, for
+    torch has one random state for all of them.
     """
     hp = hyperparameters(method, base.name, hp)
     split = replace(split, seed=whole_number("seed", split.seed))
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 1)
-    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, rows_at_once)
-    with torch.random.fork_rng():
+    limits = rows_at_once, text_tokens
+    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, *limits)
+    with ONE_AT_A_TIME, torch.random.fork_rng():
         torch.manual_seed(split.seed)
         match METHODS[method].trains:
             case "prompt":
@@ -116,6 +125,5 @@ def fit(
         split.classes,
         label_score,
         fitted.history,
-        fitted.close,
         job.recipe.at_once,
     )

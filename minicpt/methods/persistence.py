@@ -14,10 +14,11 @@ from ..dropin.configs import IAPTConfig
 from ..dropin.iapt import IAPTModel
 from ..dropin.saving import read_state, replacing
 from ..engine.base_models import BaseModel
+from ..engine.modules import sharing_weights
 from ..engine.prefix import Prefix
 from ..errors import MiniCPTError
 from .context_tuning import cache_from_tensors, cache_to_tensors
-from .fit import Predictor
+from .fit import ONE_AT_A_TIME, Predictor
 from .prepare import Prompt
 
 FILE, FORMAT = "classifier.safetensors", "FewShotClassifier 3"
@@ -55,6 +56,7 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
             "context": {"text": prompt.context.text, "end": prompt.context.end},
             "before": prompt.before,
             "longest_text": prompt.longest_text,
+            "text_tokens": prompt.text_tokens,
         },
         "classes": predictor.classes,
         "label_score": predictor.label_score,
@@ -66,15 +68,18 @@ def take_apart(predictor: Predictor) -> tuple[dict, dict[str, Tensor]]:
 def put_together(
     state: dict, tensors: dict[str, Tensor], base: BaseModel, template: Template
 ) -> Predictor:
-    """Build the predictor that `take_apart` took apart; LoRA's matrices go into the given base model itself."""
+    """Build the predictor that `take_apart` took apart."""
     model, prefix = base.model, None
-    with torch.random.fork_rng():  # a new adapter draws random weights before it is given its own
+    with (
+        ONE_AT_A_TIME,
+        torch.random.fork_rng(),
+    ):  # a new adapter draws random weights before it is given its own
         if state["lora"]:
             config = peft.LoraConfig(task_type="CAUSAL_LM", **state["lora"])
-            model = peft.get_peft_model(model, config).eval()
+            model = peft.get_peft_model(sharing_weights(model), config).eval()
             peft.set_peft_model_state_dict(model, tensors)
         elif state["iapt"]:
-            model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors)
+            model = IAPTModel(model, IAPTConfig(**state["iapt"])).load_weights(tensors).eval()
         elif "prefix" in tensors:
             prefix = tensors["prefix"].to(base.device)
         elif tensors:

@@ -48,8 +48,9 @@ class Prompt:
     - `before`: tokens that stand before a query (before the context, while there is none yet)
     - `first`: ids that every row begins with: BOS, for the methods that put nothing before a row
     - `instruction`: ids that the soft prompt of a † method starts from
+    - `text_tokens`: tokens that the caller wants a text to have at most; None for no such cap
     - `context`: what rows are written behind
-    - `longest_text`: tokens that a text may keep at most; None where none had to be cut
+    - `longest_text`: tokens that a text may keep so that the prompt fits; None where none had to be cut
     """
 
     tokenizer: Any
@@ -60,6 +61,7 @@ class Prompt:
     before: int
     first: Sequence[int] = ()
     instruction: Sequence[int] = ()
+    text_tokens: int | None = None
     context: Context = Context()
     longest_text: int | None = None
 
@@ -88,7 +90,7 @@ class Prompt:
 
     def encode_queries(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode texts as queries; those for which the model has no room are cut at their end, with a warning."""
-        given = [(text, None) for text in texts]
+        given = self.cut([(text, None) for text in texts], self.text_tokens)
         pairs = self.cut(given, self.longest_text)
         rows = self.encode(pairs)
         # each row by itself: what is left of a text must not depend on its company
@@ -117,9 +119,7 @@ def require_labels(
         )
 
 
-def cut_texts(
-    tokenizer, template: Template, examples: Sequence[tuple[str, str | None]], most: int
-) -> list[tuple[str, str | None]]:
+def cut_texts(tokenizer, template: Template, examples: Sequence[Pair], most: int) -> list[Pair]:
     """Shorten the texts of more than `most` tokens at their end; labels and templates are never cut."""
     result = list(examples)
     pending = list(range(len(result)))
@@ -179,12 +179,15 @@ def read_task(
     hp: dict,
     label_score: str,
     max_length: int | None,
+    text_tokens: int | None = None,
 ) -> Prompt:
     """Say how the base model reads the task's labels and instruction; no example is looked at yet.
 
     Raises `MiniCPTError` for labels that the label score could not tell apart, and if an instruction is missing.
     """
     spec, tokenizer, template = METHODS[method], base.tokenizer, split.template
+    if text_tokens is not None and text_tokens < 1:
+        raise MiniCPTError(f"text_tokens must be at least 1, or None; got {text_tokens}.")
     if label_score not in LABEL_SCORES:
         raise unknown("label score", label_score, LABEL_SCORES)
     words = [split.verbalizers[c] for c in split.classes]
@@ -210,15 +213,10 @@ def read_task(
         soft = hp["tokens"]
     in_rows = not spec.context and spec.trains != "prompt"  # nothing else could hold BOS
     limit = int(min(base.max_length, max_length or base.max_length))
+    before = soft if in_rows else soft + len(base.leading)
+    first = base.leading if in_rows else ()
     return Prompt(
-        tokenizer,
-        template,
-        words,
-        limit,
-        candidates,
-        soft if in_rows else soft + len(base.leading),
-        base.leading if in_rows else (),
-        instruction,
+        tokenizer, template, words, limit, candidates, before, first, instruction, text_tokens
     )
 
 
@@ -258,6 +256,7 @@ def prepare(
     max_length: int | None,
     extra: Sequence[Row],
     rows_at_once: int,
+    text_tokens: int | None = None,
 ) -> tuple[Prompt, Job]:
     """Read the split's rows and the `extra` ones, cut them to fit, and plan memory; parameters as of `fit`.
 
@@ -268,9 +267,10 @@ def prepare(
         raise MiniCPTError(
             f"{method} needs at least one shot; without any, only the method 'zero' works."
         )
-    plain = read_task(method, base, split, hp, label_score, max_length)
+    plain = read_task(method, base, split, hp, label_score, max_length, text_tokens)
     given = [(text, None) for text, _ in split.queries]
     given += [(text, split.verbalizers[c]) for text, c in [*split.shots, *extra]]
+    given = plain.cut(given, text_tokens)
     n, K = len(split.queries), len(split.shots) if spec.context else 0
     instruction = split.instruction if spec.instruction and spec.trains == "context" else ""
 

@@ -16,7 +16,9 @@ from ..core.masks import SEPARATOR
 from ..core.projection import project
 from ..core.templates import Encoded
 from ..core.train import Recipe, train
+from ..engine.modules import sharing_weights
 from ..engine.prefix import Prefix, loss_after, why_not_shared
+from ..errors import MiniCPTError
 from .context_tuning import OPTIONS, TunedCache, TunedContext
 from .prepare import Job
 
@@ -25,12 +27,11 @@ HOLD_OUT_FROM = 32  # rows
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it: a model, what stands before every query, the loss of each step, and how to undo it."""
+    """What came of it: a model, what stands before every query, and the loss of each step."""
 
     model: Any
     prefix: Tensor | Prefix | None = None
     history: list[float] = field(default_factory=list)
-    close: Callable[[], None] = lambda: None
 
 
 def train_context(job: Job) -> Fitted:
@@ -126,17 +127,18 @@ def train_prompt(job: Job) -> Fitted:
 
 
 def train_lora(job: Job) -> Fitted:
-    """LoRA on the query alone, by PEFT."""
+    """LoRA on the query alone, by PEFT, in modules of its own around the base model's weights."""
     import peft
 
     from ..dropin.model import get_peft_model
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=job.hp["rank"], lora_alpha=job.hp["alpha"])
-    model = get_peft_model(job.base.model, config)
-
-    def close() -> None:
-        model.unload()
-        job.base.model.requires_grad_(False)
+    try:
+        model = get_peft_model(sharing_weights(job.base.model), config)
+    except ValueError as error:  # an architecture of which PEFT does not know where LoRA goes
+        raise MiniCPTError(
+            f"LoRA is put where PEFT puts it by default, and for {job.base.name} it says: {error} Use another method."
+        ) from error
 
     def loss_of(chosen: list[int]) -> Tensor:
         ids, mask, types, labels = job.batch(chosen)
@@ -144,12 +146,8 @@ def train_lora(job: Job) -> Fitted:
         return label_loss(logits, labels, types, reduction="sum")
 
     weights = [p for p in model.parameters() if p.requires_grad]
-    try:
-        history = train(loss_of, weights, len(job.rows), job.recipe, job.generator)
-    except BaseException:
-        close()
-        raise
-    return Fitted(model.eval(), None, history, close)
+    history = train(loss_of, weights, len(job.rows), job.recipe, job.generator)
+    return Fitted(model.eval(), None, history)
 
 
 def train_iapt(job: Job) -> Fitted:
@@ -177,7 +175,7 @@ def train_iapt(job: Job) -> Fitted:
         job.recipe,
         job.generator,
     )
-    return Fitted(model, None, history)
+    return Fitted(model.eval(), None, history)
 
 
 def train_bilevel(

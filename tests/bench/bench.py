@@ -27,6 +27,8 @@ from pathlib import Path
 
 import torch
 
+from minicpt.errors import print_any_text
+
 # one example's roles: 40 tokens, one of them the label
 EXAMPLE = [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
 QUERY = [1] * 5 + [2] * 25 + [0] * 2 + [3] * 7 + [4]
@@ -460,6 +462,7 @@ def figure(result: dict, path: Path) -> None:
 
 
 def main() -> None:
+    print_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)

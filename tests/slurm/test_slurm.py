@@ -54,7 +54,7 @@ def impatient(monkeypatch):
 def test_an_array_fills_the_store_with_the_numbers_of_a_serial_run(slurm, tmp_path):
     cells = grid(["trec"], ["zero", "icl", "cpt"], [2], range(2), n_test=8)
     cells = [replace(c, hp=(("epochs", 2),)) if c.method == "cpt" else c for c in cells]
-    bad = Cell("trec", "cpt", 2, 0, n_test=8, hp=(("decay", float("inf")), ("epochs", 1)))
+    bad = Cell("trec", "cpt", 2, 0, n_test=8, hp=(("decay", 1e30), ("epochs", 1)))
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     assert run_grid(cells, here) == []
     (failure,) = run_grid([*cells, bad], there, workers=2, slurm=ONE_CPU)

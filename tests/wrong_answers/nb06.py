@@ -35,6 +35,33 @@ def own(rows):
     return torch.tensor(rows)[:, None]
 
 
+def balanced(weight, finish=each, steps=25, sign=1):
+    """Adam on the shots' loss minus `weight` times the others', projected into the balls at the end of each step."""
+
+    def break_cpt(losses, epsilon, D):
+        delta = torch.zeros(len(epsilon), D, requires_grad=True)
+        optimizer = torch.optim.Adam([delta], lr=0.1)
+        for _ in range(steps):
+            on_shots, on_others = losses(delta)
+            optimizer.zero_grad()
+            (sign * (on_shots - weight * on_others)).backward()
+            optimizer.step()
+            with torch.no_grad():
+                delta.copy_(finish(delta, epsilon))
+        return delta.detach()
+
+    return break_cpt
+
+
+def in_one_ball(delta, epsilon):
+    free = (epsilon > 1e-6)[:, None]
+    return delta * free * (epsilon.norm() / torch.maximum(delta.norm(), epsilon.norm()))
+
+
+def frozen_forgotten(delta, epsilon):
+    return each(delta, epsilon.clamp(min=0.5))
+
+
 WRONG = {
     "pgd_step": [
         (step(factor=-1), "the sign is turned"),
@@ -80,6 +107,21 @@ WRONG = {
             "it must hide example rows[b]",
         ),
     ],
+    "break_cpt": [
+        (lambda losses, epsilon, D: torch.zeros(len(epsilon), D), "nothing is broken"),
+        (lambda losses, epsilon, D: torch.zeros(D), "return the delta"),
+        (lambda losses, epsilon, D: losses(torch.zeros(len(epsilon), D))[0], "return the delta"),
+        (balanced(0), "on other texts from"),
+        (balanced(-1), "Both went down: that is training"),
+        (balanced(1, sign=-1), "the wrong way round"),
+        (balanced(1, finish=lambda delta, epsilon: delta), "a frozen token has moved"),
+        (balanced(1, finish=frozen_forgotten), "a frozen token has moved"),
+        (balanced(1, finish=in_one_ball, steps=60), "radii away from its start"),
+        (balanced(1, steps=1), "let the"),
+    ],
 }
 
-RIGHT = {"hide_twin": [lambda types, rows: (examples(types) != own(rows)).long()]}
+RIGHT = {
+    "hide_twin": [lambda types, rows: (examples(types) != own(rows)).long()],
+    "break_cpt": [balanced(0.5), balanced(0.7)],
+}
