@@ -71,7 +71,6 @@ def my_method(student, generator):
     fitted = run(student, job)
     is_fitted(fitted)
     scores = scores_of(fitted, prompt, split)
-    fitted.close()
     now = dict(base.model.named_parameters())
     # the check's own model is what stays behind: mend it before anything is said about it
     changed = [name for name, weight in weights.items() if not torch.equal(now[name], weight)]
@@ -83,8 +82,7 @@ def my_method(student, generator):
     expect(
         not changed and set(now) == set(weights),
         f"the base model is not what it was: {changed[0] if changed else 'it has other weights'}. "
-        "It is shared by all methods; train your own numbers, or give `Fitted` a `close` that "
-        "undoes what you did.",
+        "It is shared by all methods: train numbers of your own, beside it.",
     )
     expect(
         not training, f"the base model's {training[:1]} would be trained: leave it frozen behind."
@@ -96,7 +94,6 @@ def my_method(student, generator):
     expect(bool(scores.isfinite().all()), "with this prefix the scores of queries are not finite.")
     again = run(student, job)
     repeated = scores_of(again, prompt, split)
-    again.close()
     expect(
         torch.allclose(scores, repeated, atol=1e-4),
         "the same job gives two different results: take all randomness from `job.generator`.",
