@@ -16,6 +16,7 @@ import torch
 
 from minicpt import check
 from minicpt.check.engine import checker, same
+from minicpt.check.smallest import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -298,6 +299,38 @@ def test_right_answers_in_another_form_than_the_solution_pass(name, right, capsy
 
 
 # ---- the engine ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_mistake_is_shown_on_the_smallest_input():
+    """Axes of one name are cut together, numbers become simple, and what an exercise excludes never comes up."""
+
+    def scaled(x, factor):
+        return {"rows": x.sum(1), "scaled": x.sum(1) * factor}
+
+    def never_above_two(x, factor):
+        return x.sum(1).clamp(max=2) * factor
+
+    x = torch.linspace(-1, 5, 12).reshape(4, 3)
+    given, axes = {"x": x, "factor": torch.ones(4)}, {"x": "N D", "factor": "N"}
+    case = Case(never_above_two, scaled, given, axes, lambda x, factor: bool((x < 2.5).all()))
+    assert case.report(torch.equal) == ""  # no valid input: nothing to show
+    case.valid = lambda x, factor: bool((factor > 0).all())
+    lines = case.report(lambda a, b: check.engine.equal(a, b, 1e-3)).splitlines()
+    assert lines == [
+        "The smallest input found on which it is wrong:",
+        "    x = [[5]]",
+        "    factor = [1]",
+        "Your answer: [2]",
+        "Expected:    [5]",
+        "On the way to it, compare with yours one after the other:",
+        "    rows: [5]",
+    ]
+
+
+def test_an_answer_that_changes_from_call_to_call_is_not_shrunk_forever():
+    luck = iter(range(100_000))
+    case = Case(lambda x: next(luck), lambda x: {"x": x}, {"x": list(range(50))}, {"x": "n"})
+    assert "smallest input" in case.report(lambda a, b: a == b)
 
 
 @pytest.fixture

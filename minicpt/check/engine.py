@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .smallest import Case
+
 CHECKERS: dict[str, Callable] = {}
 
 
@@ -132,8 +134,11 @@ def same(
     wrong: Mapping[str, object] | None = None,
     what: str = "the result",
     atol: float = 1e-4,
+    case: Case | None = None,
 ) -> None:
     """Raise `NotYet` unless `got` equals `want`; a known mistake is named.
+
+    For any other, a `case` is shrunk to the smallest input on which the answer is still wrong.
 
     `wrong` maps the words for a mistake to what it gives on this input; where that is (nearly) the
     right answer, it is no mistake. Tensors and numbers are compared within `atol` (a number may be
@@ -146,7 +151,13 @@ def same(
     for words, value in (wrong or {}).items():
         if equal(got, value, atol) and not equal(value, want, 10 * atol):
             raise NotYet(words)
-    raise NotYet(f"{what} {difference(got, want, atol)}")
+    words = difference(got, want, atol)
+    if case is None or not alike(got, want):
+        raise NotYet(f"{what} {words}")
+    report = case.report(lambda a, b: equal(a, b, 10 * atol))
+    if report and words.startswith("is wrong"):
+        words = "is wrong."  # the report has a place that is easier to follow
+    raise NotYet(f"{what} {words}\n{report}".rstrip())
 
 
 def expect_whole(got, want, what: str) -> None:
@@ -165,6 +176,12 @@ def expect_whole(got, want, what: str) -> None:
         f"{found}: return whole numbers ({want.dtype}). torch.ones and torch.zeros make floats "
         "unless you name a dtype; x.new_ones and x.new_full keep the dtype of x."
     )
+
+
+def alike(a, b) -> bool:
+    """Are both numbers, or both of one kind? Otherwise the kind is what is wrong."""
+    numbers = (Tensor, int, float)
+    return type(a) is type(b) or (isinstance(a, numbers) and isinstance(b, numbers))
 
 
 def plain(value) -> bool:
@@ -199,6 +216,8 @@ def difference(got, want, atol: float) -> str:
         if got.isnan().any():
             return f"is NaN at index {got.isnan().nonzero()[0].tolist()}: look for 0/0 or log(0)."
         off = ~torch.isclose(got, want, rtol=1e-4, atol=atol)
+        if not off.ndim:
+            return f"is wrong: it is {got.item():.4g}, expected {want.item():.4g}."
         at = off.nonzero()[0].tolist()
         return (
             f"is wrong in {int(off.sum())} of {off.numel()} places; at index {at} it is "

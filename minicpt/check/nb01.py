@@ -4,6 +4,7 @@ import torch
 
 from ..core.templates import Template
 from .engine import checker, same
+from .smallest import Case
 
 WORDS = [
     "red",
@@ -31,6 +32,29 @@ def written(template: Template, shots: list[tuple[str, str]], query: str) -> str
     pieces = [piece for shot in shots for piece, _ in template.pieces(*shot)]
     open_pieces = [piece for piece, _ in template.pieces(query, "")[:5]]
     return "".join(pieces + open_pieces).rstrip(" ")
+
+
+def filled(input, output, intra, inter, shots, query) -> dict:
+    """The arguments of `write_prompt`, from the strings that a template is made of."""
+    return {
+        "template": Template(input, output, intra, inter),
+        "shots": [tuple(shot) for shot in shots],
+        "query": query,
+    }
+
+
+def prompt_steps(input, output, intra, inter, shots, query) -> dict:
+    """The pieces of a prompt, and the prompt."""
+    rows = [input.format(x) + intra + output.format(y) + inter for x, y in shots]
+    last = input.format(query) + intra + output.split("{}")[0].rstrip()
+    return {"each shot": rows, "the query": last, "prompt": "".join([*rows, last])}
+
+
+def well_formed(input, output, intra, inter, shots, query) -> bool:
+    """Does each template hold its place once, and is no text empty?"""
+    once = input.count("{}") == output.count("{}") == 1
+    words = [query, *(word for shot in shots for word in shot)]
+    return once and all(word.strip() == word and word for word in words)
 
 
 @checker("01.1")
@@ -74,7 +98,10 @@ def write_prompt(student, generator):
                 query, "{}"
             ),
         }
-        same(student(template, shots, query), want, wrong, "the prompt")
+        strings = {"input": input, "output": output, "intra": intra, "inter": inter}
+        given = {**strings, "shots": shots, "query": query}
+        case = Case(student, prompt_steps, given, {"shots": "K"}, well_formed, filled)
+        same(student(template, shots, query), want, wrong, "the prompt", case=case)
     rows = [*(template.pieces(*shot) for shot in shots), template.pieces(query, "")[:5]]
     boxes = [
         (piece, role + 4 * i if role else 0)
@@ -85,6 +112,19 @@ def write_prompt(student, generator):
     return context_roles(
         *zip(*boxes)
     ), "Your prompt as boxes coloured by role; the last line, the query, has no label."
+
+
+def label_input(logits, label_ids) -> dict:
+    """The arguments of `label_score`: the label's tokens stand at the end of the positions."""
+    return {"logits": logits, "n_prompt": len(logits) - len(label_ids), "label_ids": label_ids}
+
+
+def score_steps(logits, label_ids) -> dict:
+    """Where each of the label's tokens is read, what it says, and the sum."""
+    first = len(logits) - len(label_ids) - 1
+    positions = [first + t for t in range(len(label_ids))]
+    log_p = logits.log_softmax(-1)[positions, label_ids]
+    return {"positions to read": positions, "log-probability of each": log_p, "score": log_p.sum()}
 
 
 @checker("01.2")
@@ -127,7 +167,17 @@ def label_score(student, generator):
             "every label token is read at the prompt's last "
             "position; each has a position of its own.": log_p[n_prompt - 1, label].sum(),
         }
-        same(student(logits, n_prompt, label), want, wrong, "the score")
+        case = Case(
+            student,
+            score_steps,
+            {"logits": logits, "label_ids": label},
+            {"logits": "S V", "label_ids": "n"},
+            lambda logits, label_ids: (
+                len(logits) > len(label_ids) > 0 and max(label_ids) < logits.shape[1]
+            ),
+            label_input,
+        )
+        same(student(logits, n_prompt, label), want, wrong, "the score", case=case)
     figure, panel = plt.subplots(figsize=(5, 2.6), layout="constrained")
     panel.imshow(log_p.exp().tolist(), cmap="Blues", aspect="auto")
     panel.plot(

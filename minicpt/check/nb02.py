@@ -3,6 +3,30 @@
 import torch
 
 from .engine import checker, same
+from .smallest import Case
+
+
+def word_input(log_p, class_of) -> dict:
+    """The arguments of `class_scores`."""
+    return {"log_p": log_p, "class_of": class_of, "n_classes": int(class_of.max()) + 1}
+
+
+def class_steps(log_p, class_of) -> dict:
+    """The words' probabilities, the classes', and their logarithms."""
+    p = log_p.exp()  # (N, W)
+    classes = range(int(class_of.max()) + 1)
+    of_class = torch.stack([p[:, class_of == c].sum(-1) for c in classes], dim=-1)  # (N, C)
+    return {
+        "probability of each word": p,
+        "probability of each class": of_class,
+        "score": of_class.log(),
+    }
+
+
+def words_of_classes(log_p, class_of) -> bool:
+    """Are these probabilities of words, and has each class one?"""
+    every = set(class_of.tolist()) == set(range(int(class_of.max()) + 1))
+    return len(log_p) > 0 and every and bool((log_p.exp().sum(-1) <= 1).all())
 
 
 @checker("02.1")
@@ -37,9 +61,12 @@ def class_scores(student, generator):
             "these are probabilities; return their logarithms.": p,
             "the result is normalised over the classes; leave it as it "
             "is, log-probabilities of the words.": (want.log_softmax(-1)),
-            "rows are classes and columns are queries; it should be (N, C), a row a query.": want.T,
+            "rows are classes and columns are queries; it should be (N, C), one row for each query.": want.T,
         }
-        same(student(log_p, class_of, C), want, wrong, "the result")
+        given = {"log_p": log_p, "class_of": class_of}
+        axes = {"log_p": "N W", "class_of": "W"}
+        case = Case(student, class_steps, given, axes, words_of_classes, word_input)
+        same(student(log_p, class_of, C), want, wrong, "the result", case=case)
     figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
     for c in range(C):
         low = 0
@@ -58,7 +85,7 @@ def class_scores(student, generator):
         xticks=range(C),
         xlabel="class",
         ylabel="probability",
-        title="a block a word; the line is your class score",
+        title="one block per word; the line is your class score",
     )
     plt.close(figure)
     return (
@@ -66,6 +93,18 @@ def class_scores(student, generator):
         "For one query, the probabilities of each class's words as stacked "
         "blocks, with your score at their top.",
     )
+
+
+def calibration_steps(scores, content_free) -> dict:
+    """Probabilities before, the labels' mean probability without content, the quotient, its rows made to sum to 1."""
+    p, prior = scores.softmax(-1), content_free.softmax(-1).mean(0)  # (N, C), (C,)
+    divided = p / prior
+    return {
+        "probabilities before": p,
+        "mean probability of each label after content-free inputs": prior,
+        "divided": divided,
+        "calibrated": divided / divided.sum(-1, keepdim=True),
+    }
 
 
 @checker("02.2")
@@ -104,7 +143,14 @@ def calibrated(student, generator):
             "log-scores are divided by probabilities: make them probabilities first.": scores
             / prior.mean(0),
         }
-        same(student(scores, content_free), want, wrong, "the result")
+        case = Case(
+            student,
+            calibration_steps,
+            {"scores": scores, "content_free": content_free},
+            {"scores": "N C", "content_free": "M C"},
+            lambda scores, content_free: scores.numel() > 0 and content_free.numel() > 0,
+        )
+        same(student(scores, content_free), want, wrong, "the result", case=case)
     figure, panels = plt.subplots(1, 2, figsize=(6, 2.4), sharey=True, layout="constrained")
     for panel, rows, title in (
         (panels[0], p, "before"),
@@ -114,4 +160,7 @@ def calibrated(student, generator):
         panel.set(title=title, xlabel="label", xticks=range(C))
     panels[0].set_ylabel("query")
     plt.close(figure)
-    return figure, "Probabilities of the labels, a row a query, before and after your calibration."
+    return (
+        figure,
+        "Probabilities of the labels, one row per query, before and after your calibration.",
+    )

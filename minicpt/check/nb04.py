@@ -7,6 +7,16 @@ import torch
 from ..core import masks, templates
 from ..core.loss import IGNORE, token_weights
 from .engine import checker, expect, same
+from .smallest import Case
+from .steps import (
+    decay_steps,
+    one_role_each,
+    role_steps,
+    tokens_of,
+    type_steps,
+    updated_steps,
+    whole_examples,
+)
 
 WORDS = "red green blue stone river cloud seven lamp paper glass".split()
 
@@ -48,9 +58,9 @@ def roles_of_tokens(student, generator):
                 "the first character decides. A token often begins with a space that another piece "
                 "wrote: 'Ġgood' is the label, though its space is the template's. Count the "
                 "characters that are no spaces.": [of_character[start] for start, _ in spans],
-                "there is one role a piece; there must be one a token: a piece of three "
+                "there is one role for each piece; there must be one for each token: a piece of three "
                 "tokens gives its role three times.": [role for piece, role in pieces if piece],
-                "there is one role a character; there must be one a token.": of_character,
+                "there is one role for each character; there must be one for each token.": of_character,
                 "spaces are counted like letters, so that in ' a' the space and the letter are even. "
                 "Leave spaces out, unless the token has nothing else.": counted(
                     of_character, spans
@@ -62,6 +72,9 @@ def roles_of_tokens(student, generator):
                 ),
             },
             "the list of roles",
+            case=Case(
+                student, role_steps, {"pieces": pieces}, {"pieces": "K"}, one_role_each, tokens_of
+            ),
         )
     return context_roles(
         [string[start:end] for start, end in spans], most
@@ -133,7 +146,14 @@ def join_types(student, generator):
             not isinstance(got, list),
             "the result is a list: join the tensors into one with torch.cat.",
         )
-        same(got, want, wrong, "the tensor of types")
+        case = Case(
+            student,
+            type_steps,
+            {"examples": examples},
+            {"examples": "K *"},
+            lambda examples: len(examples) > 0 and all(map(len, examples)),
+        )
+        same(got, want, wrong, "the tensor of types", case=case)
         if shots == 5:
             drawn, top = got, largest
     figure, panel = plt.subplots(figsize=(7, 2.8), layout="constrained")
@@ -148,7 +168,7 @@ def join_types(student, generator):
 
 
 def coloured(panel, heights, types) -> None:
-    """A bar a token in the colour of its role; a separator shows as a mark on the ground."""
+    """One bar per token in the colour of its role; a separator shows as a mark on the ground."""
     from ..pictures import ROLE_COLOURS
 
     roles = masks.role_of(types).tolist()
@@ -195,7 +215,8 @@ def updated_tokens(student, generator):
             "the first example's label is frozen, but not those of "
             "the others: labels are 4, 8, 12, ...": ((types > 0) & (types != 4)),
         }
-        same(got, want, wrong, "the mask")
+        case = Case(student, updated_steps, {"types": types}, {"types": "P"})
+        same(got, want, wrong, "the mask", case=case)
     figure, panel = plt.subplots(figsize=(7, 1.8), layout="constrained")
     coloured(panel, [1.0 if m else 0.35 for m in got], types)
     panel.set(xlabel="position in the context")
@@ -203,7 +224,7 @@ def updated_tokens(student, generator):
     plt.close(figure)
     return (
         figure,
-        "A bar a token in the colour of its role: tall where your "
+        "One bar per token in the colour of its role: tall where your "
         "mask lets it move, short where not.",
     )
 
@@ -256,7 +277,14 @@ def decay_weights(student, generator):
             ),
         }
         got = student(types, gamma)
-        same(got, want, wrong, "the tensor of weights")
+        case = Case(
+            student,
+            decay_steps,
+            {"types": types, "gamma": gamma},
+            {"types": "S"},
+            lambda types, gamma: whole_examples(types) and 0 < gamma < 1,
+        )
+        same(got, want, wrong, "the tensor of weights", case=case)
         library = (
             token_weights(types.masked_fill(~label, IGNORE)[None], types[None], gamma, "sum")[0]
             * tokens

@@ -5,8 +5,17 @@ import torch
 from ..core import masks
 from ..core.loss import IGNORE, label_loss
 from ..core.projection import project, project_together
-from .engine import checker, expect, same
+from .engine import checker, equal, expect, same
 from .nb04 import coloured, types_of
+from .smallest import Case
+from .steps import (
+    freeze_steps,
+    loss_steps,
+    one_token_labels,
+    projection_steps,
+    starts_inside,
+    step_steps,
+)
 
 FREE = "#0072B2"
 
@@ -83,6 +92,20 @@ def row_loss(student, generator):
         list(want),
         {words: [case[words] for case in wrong] for words in wrong[0]},
         "the list of three rows' losses",
+        case=next(
+            (
+                Case(
+                    student,
+                    loss_steps,
+                    dict(zip(("logits", "ids", "types", "gamma"), arguments)),
+                    {"logits": "S V", "ids": "S", "types": "S"},
+                    one_token_labels,
+                )
+                for arguments, x, y in zip(given, got, want)
+                if not equal(x, y, 1e-4)
+            ),
+            None,
+        ),
     )
     names = ["context label"] * (len(terms[0]) - 1) + ["training label"]
     figure, panel = plt.subplots(figsize=(6.5, 1.9), layout="constrained")
@@ -146,7 +169,13 @@ def freeze(student, generator):
             "the frozen rows were cut out; they stay, as zeros, "
             "so that the result is (P, D) again.",
         )
-        same(got, want, wrong, "the gradient")
+        case = Case(
+            student,
+            freeze_steps,
+            {"gradient": gradient, "types": types},
+            {"gradient": "P D", "types": "P"},
+        )
+        same(got, want, wrong, "the gradient", case=case)
     figure, panel = plt.subplots(figsize=(7, 2.2), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     panel.set(xlabel="position in the context", ylabel="norm of the gradient")
@@ -202,7 +231,15 @@ def project_tokens(student, generator):
                 "norm runs over its D numbers, dim=1."
             ] = delta * (e / torch.maximum(columns, e))
         got = student(delta, epsilon)
-        same(got, want, wrong, "the projected delta")
+        case = Case(
+            student,
+            projection_steps,
+            {"delta": delta, "epsilon": epsilon},
+            {"delta": "P D", "epsilon": "P"},
+            # a row of zeros is asked for below, by name
+            lambda delta, epsilon: bool((epsilon > 0).all() and (delta.norm(dim=1) > 0).all()),
+        )
+        same(got, want, wrong, "the projected delta", case=case)
         if D == 2:
             drawn = delta, got, epsilon
     zero = student(torch.zeros(2, 3), torch.ones(2))
@@ -276,7 +313,10 @@ def training_step(student, generator):
             ),
         }
         got = student(delta, gradient, types, epsilon, lr)
-        same(got, want, wrong, "the new delta")
+        given = {"delta": delta, "gradient": gradient, "types": types, "epsilon": epsilon, "lr": lr}
+        axes = {"delta": "P D", "gradient": "P D", "types": "P", "epsilon": "P"}
+        case = Case(student, step_steps, given, axes, starts_inside)
+        same(got, want, wrong, "the new delta", case=case)
     figure, panel = plt.subplots(figsize=(7, 2.4), layout="constrained")
     coloured(panel, got.norm(dim=1), types)
     x = torch.arange(P)

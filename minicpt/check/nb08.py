@@ -4,6 +4,7 @@ import torch
 
 from ..core.projection import project
 from .engine import NotYet, checker, expect, same
+from .smallest import Case
 
 
 def refusal(student, *arguments):
@@ -14,6 +15,22 @@ def refusal(student, *arguments):
         if "your function raised " not in str(wrong):
             raise
         return str(wrong).split("your function raised ")[1].split(":")[0]
+
+
+def saved_prompt(delta, ids, words, radius) -> dict:
+    """The arguments of `recover_delta`, from the delta that it should find."""
+    return {"saved": words[ids] + delta, "ids": ids, "words": words, "radius": radius}
+
+
+def recovery_steps(delta, ids, words, radius) -> dict:
+    """The words' embeddings, and delta."""
+    return {"embeddings of the tokens": words[ids], "delta": delta}
+
+
+def inside(delta, ids, words, radius) -> bool:
+    """Is no token outside its ball by more than rounding?"""
+    room = radius + 0.01 * (words[ids].norm(dim=1) + radius)
+    return len(ids) > 0 and bool(((radius > 0) & (delta.norm(dim=1) <= room)).all())
 
 
 @checker("08.1")
@@ -64,7 +81,15 @@ def recover_delta(student, generator):
             f"your function raised {got} on a good prompt.",
         )
         expect(not isinstance(got, str), words_for_it)
-        same(got, want, wrong, "delta")
+        case = Case(
+            student,
+            recovery_steps,
+            {"delta": want, "ids": ids, "words": words, "radius": radius},
+            {"delta": "P D", "ids": "P", "words": "V D", "radius": "P"},
+            inside,
+            saved_prompt,
+        )
+        same(got, want, wrong, "delta", case=case)
     for far in (1.4, 3.0):  # the first one only: the rest is zero, so the whole delta is short
         at = int(free[int(torch.randint(len(free), (1,), generator=generator))])
         one = torch.zeros(P, D)

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from .engine import checker, describe, expect, same
+from .engine import NotYet, checker, describe, expect, same
+from .smallest import Case
+from .steps import holm_steps, interval_steps
 
+FEW = (([1], 1), ([1, 1], 1), ([2, 1], 2), ([2, 1], 3), ([2, 2], 3))  # rows of each class, and K
 DRAWS = 300  # so many that chance cannot pass for a rule, nor a rule for chance
 
 
@@ -44,6 +47,17 @@ def rows(generator: torch.Generator, sizes: list[int]) -> list[str]:
 
 def valid_draw(chosen, labels: list[str], K: int) -> None:
     """Raise `NotYet` unless these are K different rows, from distinct classes first."""
+    try:
+        check_rows(chosen, labels, K)
+    except NotYet as wrong:
+        if len(labels) > 4:
+            raise
+        shown = f"Your answer on labels = {labels}, K = {K}: {chosen!r}"
+        raise NotYet(f"{wrong}\n{shown}") from None
+
+
+def check_rows(chosen, labels: list[str], K: int) -> None:
+    """Raise `NotYet` with the rule that is broken."""
     expect(
         isinstance(chosen, (list, tuple)), f"return a list of row numbers, not {describe(chosen)}."
     )
@@ -53,7 +67,7 @@ def valid_draw(chosen, labels: list[str], K: int) -> None:
         "these are labels; return the numbers of their rows.",
     )
     expect(
-        len(chosen) != K * n_classes,
+        len(chosen) == K or len(chosen) != K * n_classes,
         f"these are {len(chosen)} rows, K = {K} for each class; K is the number in total.",
     )
     expect(len(chosen) == K, f"these are {len(chosen)} rows; K = {K} were asked for.")
@@ -76,10 +90,10 @@ def draw_shots(student, generator):
     """K rows in total, from distinct classes first, all else left to the given generator."""
     import matplotlib.pyplot as plt
 
-    def draws(labels, K):
+    def draws(labels, K, n=DRAWS):
         """Many draws by the student's function, each valid and repeatable."""
         found = []
-        for _ in range(DRAWS):
+        for _ in range(n):
             seed = whole(generator, 0, 2**31 - 2)
             found.append(student(labels, K, random.Random(seed)))
             valid_draw(found[-1], labels, K)
@@ -90,6 +104,8 @@ def draw_shots(student, generator):
             )
         return found
 
+    for sizes, K in FEW:  # the smallest first
+        draws(rows(generator, sizes), K, 40)
     labels = rows(generator, [6] * 5)
     some, each, twice = draws(labels, 2), draws(labels, 5), draws(labels, 10)
     by_class = Counter(labels[i] for chosen in some for i in chosen)
@@ -196,7 +212,15 @@ def paired_interval(student, generator):
                 "these are two unrelated samples: subtract split by "
                 "split first, then the spread that the splits share is gone.",
             )
-        same(got, around(t * error), wrong, "the list of difference and ends", atol=1e-3)
+        case = Case(
+            lambda *given: numbers(student(*given), "the difference and its two ends", 3),
+            interval_steps,
+            {"ours": ours, "baseline": baseline},
+            {"ours": "n", "baseline": "n"},
+            lambda ours, baseline: len(ours) > 1 and (ours - baseline).std() > 0,
+        )
+        what = "the list of difference and ends"
+        same(got, around(t * error), wrong, what, atol=1e-3, case=case)
     figure, panel = plt.subplots(figsize=(5.5, 1.8), layout="constrained")
     panel.plot(d, [1] * n, "o", color="#56B4E9", markeredgecolor="black", label="differences")
     panel.plot(got[1:], [0, 0], color="#D55E00", linewidth=4, label="your interval")
@@ -274,7 +298,14 @@ def holm(student, generator):
             np.array_equal(p, given),
             "your function changes its argument `p` in place; make a new array.",
         )
-        same(got, back(right), wrong, "the list of adjusted p-values", atol=1e-6)
+        case = Case(
+            lambda values: numbers(student(values), "the adjusted p-values", len(values)),
+            holm_steps,
+            {"p": p},
+            {"p": "m"},
+            lambda p: len(p) > 0 and bool(((0 < p) & (p <= 1)).all()),
+        )
+        same(got, back(right), wrong, "the list of adjusted p-values", atol=1e-6, case=case)
     figure, panel = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
     panel.plot(range(1, m + 1), ordered, "o", color="#56B4E9", markeredgecolor="black", label="p")
     panel.plot(range(1, m + 1), np.sort(got), "s-", color="#D55E00", label="adjusted")

@@ -77,11 +77,15 @@ def write_whole(student, generator):
 
         before = path.stat().st_ino
         with mock.patch("os.replace", moved), mock.patch("os.rename", moved):
-            student(path, text)
-            expect(
-                path.exists() and path.read_text(encoding="utf-8") == text,
-                "the file does not hold the text.",
-            )
+            for words in ("", "a", "\n", "é", text):  # the smallest first
+                student(path, words)
+                expect(path.exists(), f"after the text {words!r:.20} there is no file.")
+                found = path.read_text(encoding="utf-8", errors="replace")
+                expect(
+                    found == words,
+                    f"the file does not hold the text: {words!r:.40} was to be written in UTF-8, "
+                    f"and the file holds {found!r:.40}.",
+                )
             expect(not left(), f"the temporary file is still there after a good end: {left()}.")
             expect(
                 path.stat().st_ino != before or bool(moves),

@@ -6,6 +6,7 @@ import torch
 from ..engine.scores import reduce_tokens
 from ..methods.registry import hyperparameters
 from .engine import checker, describe, expect, same
+from .smallest import Case
 
 
 def label_case(generator: torch.Generator, lengths: list[int], N: int) -> list[torch.Tensor]:
@@ -19,6 +20,12 @@ def label_case(generator: torch.Generator, lengths: list[int], N: int) -> list[t
         log_p[:, 0] -= 1 + 3 * torch.rand(N, generator=generator)
         tokens.append(log_p)
     return tokens
+
+
+def probability_steps(tokens) -> dict:
+    """Each word's log-probability, and the probabilities among the labels."""
+    sums = torch.stack([log_p.sum(1) for log_p in tokens], dim=1)  # (N, C)
+    return {"log-probability of each word": sums, "result": sums.softmax(-1)}
 
 
 @checker("14.1")
@@ -57,7 +64,17 @@ def label_probabilities(student, generator):
             "dimension.": sums.softmax(0),
             "labels and queries are the wrong way round: a row is a query.": want.T,
         }
-        same(student(tokens), want, wrong, "the matrix of probabilities")
+        case = Case(
+            student,
+            probability_steps,
+            {"tokens": tokens},
+            {"tokens": "C N *"},
+            lambda tokens: (
+                len(tokens) > 0
+                and all(log_p.numel() > 0 and bool((log_p <= 0).all()) for log_p in tokens)
+            ),
+        )
+        same(student(tokens), want, wrong, "the matrix of probabilities", case=case)
         if N == 5:
             first = want[0], means.softmax(-1)[0], lengths
     by_sum, by_mean, lengths = first

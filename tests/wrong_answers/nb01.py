@@ -16,6 +16,17 @@ def prompt(template, shots, query, end=str.rstrip):
     )
 
 
+def without_separators(template, shots, query):
+    """Two mistakes: no `intra`, and no `inter` either."""
+    rows = [template.input.format(x) + template.output.format(y) for x, y in shots]
+    return "".join(rows) + template.input.format(query) + template.output.split("{}")[0].rstrip(" ")
+
+
+def off_by_one_and_the_mean(logits, n_prompt, label_ids):
+    at = range(n_prompt, n_prompt + len(label_ids))
+    return logits.log_softmax(-1)[[min(i, len(logits) - 1) for i in at], label_ids].mean() - 1
+
+
 def tokens_at(logits, first, label_ids):
     return torch.stack(
         [logits.log_softmax(-1)[first + t, token] for t, token in enumerate(label_ids[:1])]
@@ -41,6 +52,12 @@ WRONG = {
             "where the label begins",
         ),
         (lambda template, shots, query: None, "is the `return` missing"),
+        (
+            without_separators,
+            """
+    shots = []
+    query = '""",
+        ),
     ],
     "label_score": [
         (
@@ -66,5 +83,6 @@ WRONG = {
             "position of its own",
         ),
         (lambda logits, n_prompt, label_ids: logits[n_prompt - 1 :, label_ids], "has shape"),
+        (off_by_one_and_the_mean, "positions to read: [0]"),
     ],
 }

@@ -26,8 +26,12 @@ WRONG = {
         (by_class(lambda words: words.mean(-1)), "sink its whole class"),
         (by_class(lambda words: words.amax(-1)), "best word"),
         (by_class(lambda words: words.exp().sum(-1)), "return their logarithms"),
-        (lambda *args: by_class(lambda words: words.logsumexp(-1))(*args).T, "a row a query"),
+        (
+            lambda *args: by_class(lambda words: words.logsumexp(-1))(*args).T,
+            "one row for each query",
+        ),
         (by_class(lambda words: words.logsumexp(0)), "shape"),
+        (by_class(lambda words: words.amax(-1).exp()), "probability of each class"),
     ],
     "calibrated": [
         (divided(lambda content_free: 1 / content_free.softmax(-1).mean(0)), "Divide"),
@@ -47,6 +51,10 @@ WRONG = {
                 scores.log_softmax(-1) - content_free.softmax(-1).mean(0).log()
             ),
             "last softmax",
+        ),
+        (
+            lambda scores, content_free: scores.softmax(0).log() - content_free.mean(0),
+            "mean probability of each label",
         ),
     ],
 }

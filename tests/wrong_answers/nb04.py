@@ -57,10 +57,17 @@ WRONG = {
     "roles_of_tokens": [
         (first_character, "the first character decides"),
         (most_characters, "spaces are counted like letters"),
-        (lambda pieces, spans: [role for string, role in pieces if string], "one role a piece"),
-        (lambda pieces, spans: owners(pieces), "one role a character"),
+        (
+            lambda pieces, spans: [role for string, role in pieces if string],
+            "one role for each piece",
+        ),
+        (lambda pieces, spans: owners(pieces), "one role for each character"),
         (label_as_template, "the label has the output template's role"),
         (separators_carried, "the role of what stands before them"),
+        (
+            lambda pieces, spans: [role % 4 for role in last_character(pieces, spans)],
+            "roles of each token's characters: [[4]]",
+        ),
     ],
     "join_types": [
         (joined(lambda i, roles: roles + 4 * i), "separators were shifted"),
@@ -69,6 +76,7 @@ WRONG = {
         (joined(lambda i, roles: roles), "nothing was added"),
         (in_place, "in place"),
         (lambda examples: torch.cat(examples).tolist(), "is a list"),
+        (joined(lambda i, roles: roles + 3 * i), "examples = [[0], [0]]"),
     ],
     "updated_tokens": [
         (lambda types: types > 0, "label tokens are marked"),
@@ -78,6 +86,7 @@ WRONG = {
         (lambda types: types % 4 == 0, "wrong way round"),
         (lambda types: types % 4, "booleans"),
         (lambda types: (types % 4 > 0).float(), "Return booleans"),
+        (lambda types: types % 4 < 2, "types = [0]"),
     ],
     "decay_weights": [
         (weights(lambda types: types // 4 - 1), "wrong way round"),
@@ -86,6 +95,7 @@ WRONG = {
         (weights(lambda types: is_label(types).flip(0).cumsum(0).flip(0) - 1), "count labels"),
         (weights(lambda types: types.max() - types), "divide the difference by 4"),
         (weights(lambda types: 0 * types), "gamma is not used"),
+        (weights(lambda types: types // 4, lambda types: types % 4 == 0), "types = [0, 4]"),
     ],
 }
 

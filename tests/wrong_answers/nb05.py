@@ -73,6 +73,7 @@ WRONG = {
             lambda logits, ids, types, gamma: -loss()(logits, ids, types, gamma),
             "the sign is turned",
         ),
+        (loss(mean=True, exponent=torch.arange), "positions of the labels: [1, 2]"),
     ],
     "freeze": [
         (
@@ -87,6 +88,7 @@ WRONG = {
         (lambda gradient, types: gradient * (types % 4 == 0)[:, None], "wrong way round"),
         (lambda gradient, types: gradient * (types % 4)[:, None], "multiplied by their role"),
         (freeze_in_place, "in place"),
+        (lambda gradient, types: -gradient * (types > 0)[:, None], "gradient = [[1]]"),
     ],
     "project_tokens": [
         (together, "projected together"),
@@ -98,6 +100,10 @@ WRONG = {
         (divided_by_norm, "0/0"),
         (lambda delta, epsilon: delta, "nothing was projected"),
         (lambda delta, epsilon: each(delta, epsilon[:1]), "first row's radius"),
+        (
+            lambda delta, epsilon: delta.clamp(-epsilon[:, None], epsilon[:, None]) / 2,
+            "delta = [[1]]",
+        ),
     ],
     "training_step": [
         (
@@ -124,5 +130,44 @@ WRONG = {
             lambda delta, g, types, epsilon, lr: each(delta - g * free(types), epsilon),
             "learning rate is not used",
         ),
+        (
+            lambda delta, g, types, epsilon, lr: each(delta + lr * g, epsilon),
+            "gradient after freezing",
+        ),
     ],
 }
+
+
+def gradients(share=1.0, h=1e-5, sides=2, error=1.0, decay=True):
+    """Both gradients of 05.5, right unless told otherwise."""
+
+    def decayed_gradient(loss, vectors, readout, ids, types, gamma):
+        derived, measured = torch.zeros_like(vectors), torch.zeros_like(vectors)
+        at = ((types > 0) & (types % 4 == 0)).nonzero()[:, 0].tolist()
+        for after, s in enumerate(reversed(at)):
+            p = (readout @ vectors[:s].mean(0)).softmax(0)
+            p[ids[s]] -= error
+            derived[:s] += share * (gamma**after if decay else 1) / s * (p @ readout)
+        for one in torch.eye(vectors.numel()).to(vectors).view(-1, *vectors.shape):
+            below = loss(vectors - h * one) if sides == 2 else loss(vectors)
+            measured += one * (loss(vectors + h * one) - below) / (sides * h)
+        return derived, measured
+
+    return decayed_gradient
+
+
+def by_autograd(loss, vectors, readout, ids, types, gamma):
+    leaf = vectors.clone().requires_grad_()
+    return torch.autograd.grad((leaf**2).sum(), leaf) * 2
+
+
+WRONG["decayed_gradient"] = [
+    (gradients(decay=False), "the decay is missing"),
+    (gradients(error=0), "the one-hot vector is missing"),
+    (gradients(share=-1), "the sign is turned"),
+    (gradients(sides=1), "one-sided"),
+    (gradients(h=0.3), "the curvature shows"),
+    (lambda *given: (gradients()(*given)[0],) * 2, "is not measured"),
+    (by_autograd, "with a pencil"),
+    (gradients(share=3.0, error=2.0), "softmax minus one-hot, at each: [["),
+]

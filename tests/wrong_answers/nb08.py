@@ -51,5 +51,9 @@ WRONG = {
         ),
         (without_labels, "a label that moved"),
         (asserted, "must raise ValueError"),
+        (
+            lambda saved, ids, words, radius: (saved - words[: len(ids)]) / radius[:, None],
+            "embeddings of the tokens",
+        ),
     ],
 }

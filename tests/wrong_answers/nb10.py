@@ -92,6 +92,10 @@ WRONG = {
             "one fixed order",
         ),
         (lambda labels, K, rng: [labels[i] for i in in_turns(labels, K, rng)], "these are labels"),
+        (
+            lambda labels, K, rng: sorted(labels, key=len)[:K] if len(labels) > 2 else [0] * K,
+            "labels = [",
+        ),
     ],
     "paired_interval": [
         (lambda a, b: ends(a, b, factor=1.96), "need Student's t"),
@@ -101,6 +105,7 @@ WRONG = {
         (unpaired_by_scipy, "two unrelated samples"),
         (lambda a, b: ends(b, a), "wrong way round"),
         (lambda a, b: (float((a - b).mean()), float(half(a - b))), "3 numbers"),
+        (lambda a, b: ends(b, a, factor=1.96), "their standard deviation"),
     ],
     "holm": [
         (lambda p: np.minimum(p * len(p), 1), "that is Bonferroni"),
@@ -114,5 +119,45 @@ WRONG = {
         (lambda p: put_back(p, np.maximum.accumulate(stepped(p))), "above 1"),
         (lambda p: stats.false_discovery_control(p), "false discovery rate"),
         (sorts_in_place, "in place"),
+        (lambda p: np.sort(p) * np.arange(1, len(p) + 1), "running maximum, at most 1"),
     ],
 }
+
+
+def runs_of(log, method, stage, key):
+    return [run[key] for run in log if (run["method"], run["stage"]) == (method, stage)]
+
+
+def audits(without=(), splits=set, tuned=runs_of, count=set, rest=()):
+    """The audit of 10.4, without some of its questions, or with another way to ask one of them."""
+
+    def audit(log, table):
+        def of(method, stage, key):
+            return runs_of(log, method, stage, key)
+
+        tested = [splits(of(m, "test", "split")) for m in ("ours", "baseline")]
+        tried = [len(count(of(m, "tuning", "setting"))) for m in ("ours", "baseline")]
+        found = {
+            "splits": tested[0] != tested[1],
+            "tuned on test": any(
+                {*of(m, "test", "split")} & {*of(m, "tuning", "split")} for m in table
+            ),
+            "effort": tried[0] != tried[1],
+            "best of many": any(
+                abs(np.mean(of(m, "test", "accuracy")) - table[m]) > 0.01 for m in table
+            ),
+        }
+        return {name for name in found if found[name] and name not in without} | {*rest}
+
+    return audit
+
+
+WRONG["audit"] = [
+    (lambda log, table: set(), "your audit misses"),
+    (audits(without=["tuned on test"]), "misses 'tuned on test'"),
+    (audits(without=["best of many"]), "misses 'best of many'"),
+    (audits(splits=list), "finds 'splits' where there is none"),
+    (audits(rest=["effort"]), "Count different settings"),
+    (audits(rest=["cheating"]), "none of the four names"),
+    (lambda log, table: True, "return a set of names"),
+]

@@ -54,5 +54,6 @@ WRONG = {
         (write(inside=False), "put the writing into the `try`"),
         (write(first=lambda path: path.unlink()), "removed before the rename"),
         (write(again=False), "the error is swallowed"),
+        (lambda path, text: path.write_text(text, encoding="latin-1"), "'é' was to be written"),
     ],
 }

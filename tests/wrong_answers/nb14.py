@@ -74,6 +74,10 @@ WRONG = {
         (of_sums(lambda scores: scores.log_softmax(-1)), "softmax, not log_softmax"),
         (of_sums(lambda scores: scores.softmax(0)), "softmax runs over the queries"),
         (of_sums(lambda scores: scores.softmax(-1).T), "a row is a query"),
+        (
+            lambda tokens: torch.stack([log_p[:, 0] for log_p in tokens], 1).softmax(0),
+            "log-probability of each word",
+        ),
     ],
     "make_worse": [
         (changing(), "nothing is changed"),
