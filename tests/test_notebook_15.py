@@ -43,5 +43,5 @@ def test_the_conclusions_give_the_intervals_of_the_committed_cells(cells):
         mean, _, low, high = interval(by_seed["mine"] - by_seed[rival])
         assert signed(mean, low, high) in page, rival
     means = test.groupby("method").accuracy.mean().round(1)
-    said = re.search(r"ICL ([\d.]+), CPT ([\d.]+), mine ([\d.]+)", page)
+    said = re.search(r"ICL ([\d.]+), CPT ([\d.]+), mine ([\d]+\.\d)", page)
     assert [float(value) for value in said.groups()] == means[["ICL", "CPT", "mine"]].tolist()
