@@ -195,7 +195,7 @@ def hide_twin(student, generator):
 def two_losses(generator: torch.Generator, P: int, D: int) -> tuple:
     """Draw two losses of a delta (P, D) and radii: shots and others want directions that are alike, as in training.
 
-    Token by token, `others` falls along a vector at nearly a right angle to the one along which
+    Token by token, `others` falls along a vector at 78 degrees to the one along which
     `shots` does: descent lowers both, and there is room to lower the one and raise the other.
     """
     epsilon = 0.5 + 0.8 * torch.rand(P, generator=generator)
@@ -203,7 +203,7 @@ def two_losses(generator: torch.Generator, P: int, D: int) -> tuple:
     first = normalize(torch.randn(P, D, generator=generator), dim=1)
     second = torch.randn(P, D, generator=generator)
     second = normalize(second - (second * first).sum(1, keepdim=True) * first, dim=1)
-    second = 0.1 * first + 0.995 * second
+    second = 0.2 * first + 0.98 * second
 
     def loss_along(direction, start):
         def loss(delta):
@@ -225,7 +225,7 @@ def break_cpt(student, generator):
     """Inside the balls, one loss comes down and the other goes up, on three pairs of cheap losses."""
     import matplotlib.pyplot as plt
 
-    for P, D in ((9, 6), (12, 16), (6, 4)):
+    for P, D in ((30, 16), (24, 32), (36, 24)):
         losses, epsilon = two_losses(generator, P, D)
         delta = student(losses, epsilon, D)
         expect(
