@@ -1,11 +1,16 @@
 """Sphinx builds the book from `docs/` and `notebooks/` as they stand: `make book`. Nothing is executed."""
 
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for the extension `book`
+if not find_spec("sphinx-mathjax-offline"):
+    sys.exit(
+        "The book needs more packages than the library: pip install -e '.[book]', or `make book`."
+    )
 
 project = "minicpt"
 author = "The minicpt developers"
@@ -79,3 +84,14 @@ html_theme_options = {
     "navbar_persistent": [],  # the search stands at the side
     "show_navbar_depth": 1,
 }
+# as soon as pyproject.toml names the repository: a link to it, and a button that opens a notebook in Colab
+urls = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"].get(
+    "urls", {}
+)
+if "Repository" in urls:
+    html_theme_options |= {
+        "repository_url": urls["Repository"],
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
