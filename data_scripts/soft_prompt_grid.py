@@ -32,14 +32,19 @@ from minicpt.lab.store import write_atomically
 SHOTS, QUERIES, SEEDS = 16, 100, range(5)
 INITS = ["random", "scaled", "vocabulary", "text", "labels"]
 MAP_RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-MAP = [(tokens, 25, list(product(INITS, MAP_RATES))) for tokens in (1, 4, 8, 16, 32, 100)]
-STEPS = [
+MAP = [(P, 25, list(product(INITS, MAP_RATES))) for P in (1, 4, 8, 16, 32, 100)]
+STEPS = [  # 2,300 steps are as many as PEFT's example for MRPC takes
     (8, 25, list(product(["random", "scaled"], [1e-3, 1e-2, 1e-1]))),
     (8, 250, list(product(["random", "scaled"], [1e-3, 1e-2, 1e-1]))),
-    (8, 2300, list(product(["random", "scaled"], [1e-3]))),  # as many as PEFT's example for MRPC
+    (8, 2300, list(product(["random", "scaled"], [1e-3]))),
 ]
 FILES = {
-    "map": (MAP, "reference_soft_prompts.csv", ["init", "tokens", "rate", "seed"], ["accuracy", "most", "loss"]),
+    "map": (
+        MAP,
+        "reference_soft_prompts.csv",
+        ["init", "tokens", "rate", "seed"],
+        ["accuracy", "most", "loss"],
+    ),
     "steps": (
         STEPS,
         "reference_soft_prompt_steps.csv",
@@ -60,7 +65,9 @@ class Rows(NamedTuple):
 
 def unanswered(base, split: Split, rows: list) -> Rows:
     """Lay out the rows of a split, without their labels."""
-    ids, mask, _ = collate(encode(base.tokenizer, split.template, [(text, None) for text, _ in rows]))
+    ids, mask, _ = collate(
+        encode(base.tokenizer, split.template, [(text, None) for text, _ in rows])
+    )
     names = [split.verbalizers[c] for c in split.classes]
     labels = [one[0] for one in label_ids(base.tokenizer, split.template, names)]
     classes = [split.classes.index(label) for _, label in rows]
@@ -91,7 +98,8 @@ def label_log_p(model, prompts: Tensor, rows: Rows) -> Tensor:
     R, n = len(prompts), len(rows.ids)
     cache = run(model, prompts).cache  # each prompt once, for all its rows
     cache.batch_repeat_interleave(n)  # row r * n + i goes on after prompt r
-    embeds = model.get_input_embeddings()(rows.ids).repeat(R, 1, 1)  # (R * n, T, D); padding comes last
+    embeds = model.get_input_embeddings()(rows.ids)  # (n, T, D); padding comes last, unseen
+    embeds = embeds.repeat(R, 1, 1)  # (R * n, T, D)
 
     def answers(hidden):
         return hidden[torch.arange(R * n), rows.at.repeat(R)][None]  # (1, R * n, D)
@@ -100,18 +108,22 @@ def label_log_p(model, prompts: Tensor, rows: Rows) -> Tensor:
     return logits.unflatten(0, (R, n)).log_softmax(-1)[..., rows.labels]
 
 
-def train_prompts(model, starts: Tensor, rates: list[float], steps: int, rows: Rows) -> tuple[Tensor, Tensor]:
+def train_prompts(
+    model, starts: Tensor, rates: list[float], steps: int, rows: Rows
+) -> tuple[Tensor, Tensor]:
     """Train R prompts (R, P, D) at once, each at its own rate: the prompts, and their last losses (R,)."""
     prompts = [one.clone().requires_grad_() for one in starts]
     groups = [{"params": [prompt], "lr": lr} for prompt, lr in zip(prompts, rates)]
     optimizer = torch.optim.AdamW(groups, weight_decay=0)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for _ in range(steps):
+    for _ in tqdm(range(steps), unit="step", leave=False):
         log_p = label_log_p(model, torch.stack(prompts), rows)
         losses = -log_p[:, torch.arange(len(rows.classes)), rows.classes].mean(1)  # (R,)
         gradients = torch.autograd.grad(losses.sum(), prompts)
         for prompt, gradient in zip(prompts, gradients):
-            prompt.grad = gradient / gradient.norm().clamp(min=1)  # clipped to length 1, each by itself
+            prompt.grad = gradient / gradient.norm().clamp(
+                min=1
+            )  # clipped to length 1, each by itself
         optimizer.step()
         falling.step()
     return torch.stack(prompts).detach(), losses.detach()
@@ -132,7 +144,9 @@ def cells(base, split: Split, P: int, steps: int, settings: list[tuple[str, floa
     """
     train, test = (unanswered(base, split, part) for part in (split.shots, split.queries))
     starts = torch.stack([start(base, split, init, P) for init, _ in settings])
-    prompts, losses = train_prompts(base.model, starts, [rate for _, rate in settings], steps, train)
+    prompts, losses = train_prompts(
+        base.model, starts, [rate for _, rate in settings], steps, train
+    )
     found = []
     for (init, rate), old, new, loss in zip(settings, starts, prompts, losses):
         accuracy, most = judge(base.model, new, test)
@@ -145,23 +159,29 @@ def cells(base, split: Split, P: int, steps: int, settings: list[tuple[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", choices=FILES)
-    parser.add_argument("--out", type=Path, help="another file than the one that comes with minicpt")
+    parser.add_argument(
+        "--out", type=Path, help="another file than the one that comes with minicpt"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the micro model is so small that a second thread costs time
     base, task = load_base("micro", "cpu"), load_task("ag_news")
     plan, name, keys, values = FILES[args.table]
     path = args.out or ASSETS / name
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=keys + values)
-    jobs = [(P, steps, seed, settings) for P, steps, settings in plan for seed in SEEDS]
+    jobs = [(P, steps, seed, made) for P, steps, made in plan for seed in SEEDS]
     for P, steps, seed, settings in tqdm(jobs, unit="batch"):
-        wanted = pd.DataFrame(settings, columns=["init", "rate"]).assign(tokens=P, steps=steps, seed=seed)
+        wanted = pd.DataFrame(settings, columns=["init", "rate"]).assign(
+            tokens=P, steps=steps, seed=seed
+        )
         if len(wanted.merge(table, on=keys)) == len(wanted):
             continue
         split = make_split(task, SHOTS, seed, QUERIES, "arbitrary")
         found = pd.DataFrame(cells(base, split, P, steps, settings))[keys + values]
-        table = pd.concat((table, found.round(dict.fromkeys(values, 4)))) if len(table) else found.round(4)
+        table = pd.concat([one for one in (table, found.round(4)) if len(one)])
         write_atomically(path, table.to_csv(index=False))
     print(f"{path} has {len(table)} rows.")
 

@@ -52,8 +52,9 @@ WRONG = {
         (batch(labels_too=False), "the labels are still T long"),
         (labels_after, "stand after the text"),
         (no_batch, "raised RuntimeError"),
-        (mask_of_floats, "the mask has the right values, but as floating-point numbers"),
+        (mask_of_floats, "has the right values, but as floating-point numbers"),
         (lambda *given: batch()(*given)[:2], "return three tensors"),
+        (batch(on_labels=5), "P = 1 is wrong in 2 of 6 places"),  # no known one: the input is shown
     ],
     "from_words": [
         (
@@ -64,6 +65,7 @@ WRONG = {
         (took(lambda ids, P: ids * -(-P // len(ids))), "not cut to P"),
         (took(lambda ids, P: (ids[::-1] * P)[:P]), "starts at its end"),
         (took(turns, lambda rows: rows), "hang on the embedding"),
+        (took(lambda ids, P: ids[::-1] * P, lambda rows: rows[:1] / 2), "the start from the ids ["),
         (
             lambda ids, P, embedding: embedding.detach()[ids].mean(0).repeat(P, 1),
             "the mean of the words",
@@ -102,6 +104,15 @@ WRONG = {
         (
             lambda prompt, embedding, k: (normalize(prompt) @ embedding.T).topk(k).indices,
             "this is the dot product",
+        ),
+        (
+            lambda prompt, embedding, k: cosines(prompt, embedding).abs().topk(k).indices,
+            "opposite direction",
+        ),
+        (lambda prompt, embedding, k: cosines(prompt, embedding).topk(k), "the indices alone"),
+        (  # two mistakes at once: the smallest input is shown
+            lambda prompt, embedding, k: (prompt @ embedding.T).topk(k).indices.flip(1),
+            "its cosines to the words being",
         ),
         (
             lambda prompt, embedding, k: cosines(prompt, embedding).topk(k).indices.float(),
