@@ -159,6 +159,7 @@ def cells(base, split: Split, P: int, steps: int, settings: list[tuple[str, floa
 
 
 def main() -> None:
+    print_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
