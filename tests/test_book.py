@@ -102,6 +102,7 @@ def is_ours(thing):
 def test_the_build_stops_at_each_fault_and_names_file_and_line(tmp_path):
     """A broken link, a broken anchor, a notebook without outputs, a docstring that does not parse."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.md"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # it may name the repository
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "docs/index.md").write_text(
         "# First page\n\n```{toctree}\n../notebooks/00_empty\n../notebooks/GLOSSARY\n```\n\n"
