@@ -3,7 +3,8 @@
     make reproduce ablations bench && python data_scripts/update_readme.py
 
 results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
-reference_smollm2_cells.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) -> docs/real_models.md.
+reference_smollm2_cells.csv, reference_smollm2_radius.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) ->
+docs/real_models.md.
 What has not been computed stays as it is.
 """
 
@@ -30,6 +31,7 @@ REFERENCES = {  # asset: its source under results/, made by a command that docs/
     "reference_ablations_8.csv": "ablations_8/ablations.csv",
     "reference_ablations_fresh.csv": "ablations_fresh/ablations.csv",
     "reference_ablations_instr.csv": "ablations_instr/ablations.csv",
+    "reference_smollm2_radius.csv": "smollm2_radius/ablations.csv",
 }
 
 
@@ -68,6 +70,24 @@ def smollm2_block() -> str:
             header = ["method", *(f"{k} shots" for k in numbers)]
             parts.append(f"**{name}**\n\n{pipes(header, rows)}")
     return "\n\n".join(parts) + "\n"
+
+
+def radius_block() -> str:
+    """CPT with other radii on the real model beside the same variants of the micro model, in Markdown."""
+    real = pd.read_csv(ASSETS / "reference_smollm2_radius.csv")
+    micro = pd.read_csv(ASSETS / "reference_ablations.csv").set_index("variant")
+    rows = []
+    for row in real.itertuples():
+        gap, gap_on_micro = "", ""
+        if row.variant != "cpt":
+            gap = signed(row.difference, row.ci_low, row.ci_high)
+            same = micro.loc[row.variant]
+            gap_on_micro = signed(same.difference, same.ci_low, same.ci_high)
+        rows.append(
+            [row.variant, row.meaning, f"{row.sst2:.1f}", f"{row.trec:.1f}", gap, gap_on_micro]
+        )
+    header = "variant,what it is,SST-2,TREC,minus CPT [95 %],the same on micro (five tasks)"
+    return pipes(header.split(","), rows) + "\n"
 
 
 def mean_of(cells: pd.DataFrame, everything: pd.DataFrame, shots: int) -> str:
@@ -120,6 +140,8 @@ def main() -> None:
         ("ablations.md", "ablations", ablations_block()),
         ("real_models.md", "smollm2", smollm2_block()),
     ]
+    if (ASSETS / "reference_smollm2_radius.csv").exists():
+        blocks.append(("real_models.md", "radius", radius_block()))
     if (bench := Path("results/bench/cpu.md")).exists():
         blocks.append(("speed.md", "bench", bench.read_text(encoding="utf-8")))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")

@@ -499,6 +499,19 @@ def test_copy_probe_by_hand(tiny):
     assert losses["twin visible"] < losses["twin hidden"]
 
 
+def test_results_from_a_csv_are_compared_and_left_out_where_scores_are_asked_for(tiny, tmp_path):
+    """`Store.refill` brings accuracies, neither scores nor a history."""
+    cells, store = tiny
+    results = ablations.collect(cells, store)
+    lacking = {"log_scores", "truth", "history"}
+    bare = {key: value for key, value in results["icl"][0].items() if key not in lacking}
+    refilled = results | {"icl": [bare, results["icl"][1]]}
+    pd.testing.assert_frame_equal(ablations.compare(refilled), ablations.compare(results))
+    assert set(ablations.copy_probe(refilled).variant) == set(results) - {"icl"}
+    assert set(ablations.twin_losses(refilled)) == {"twin visible", "twin hidden"}
+    assert ablations.write(refilled, tmp_path, "Ablations")["ablations.md"].exists()
+
+
 def test_files_and_figure(tiny, tmp_path):
     cells, store = tiny
     paths = ablations.write(ablations.collect(cells, store), tmp_path, "Ablations")

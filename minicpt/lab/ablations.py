@@ -90,6 +90,11 @@ def collect(cells: dict[str, list[Cell]], store: Store) -> Results:
     return complete
 
 
+def with_scores(results: Results) -> Results:
+    """The variants whose every result has scores and a history, which those taken from a CSV lack."""
+    return {name: group for name, group in results.items() if all("log_scores" in r for r in group)}
+
+
 def compare(results: Results) -> pd.DataFrame:
     """One row a variant, in percent and percentage points, paired over the seeds.
 
@@ -166,11 +171,11 @@ def copy_probe(results: Results) -> pd.DataFrame:
     Columns: variant, all, shared, new (means over seeds), shared_minus_icl and new_minus_icl with their intervals as
     text, queries_shared (share of the queries with a word of the context). "copy" answers with the label of the
     example that shares most words with the query, and guesses among the context's labels where none or several do.
-    Empty without results of the embedded PROBE_TASK.
+    Empty without results of the embedded PROBE_TASK; variants with results from a CSV are left out.
     """
     rows = []
     task = load_task(PROBE_TASK)
-    for variant, group in results.items():
+    for variant, group in with_scores(results).items():
         for result in group:
             config = result["config"]
             if config["task_sha256"] != task.sha256:
@@ -205,7 +210,7 @@ def copy_probe(results: Results) -> pd.DataFrame:
 
 def twin_losses(results: Results) -> dict[str, float]:
     """Cross-entropy of a label before any training: its example in the context, hidden there, and a real query's."""
-    found = {}
+    found, results = {}, with_scores(results)
     for what, name in (("twin visible", "train_label"), ("twin hidden", "loo_train_label")):
         found[what] = [result["history"]["loss"][0] for result in results.get(name, [])]
     found["a query"] = []
