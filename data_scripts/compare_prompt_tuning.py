@@ -45,6 +45,7 @@ from minicpt.engine.memory import peak_bytes, reset_peak
 from minicpt.engine.prefix import loss_after
 from minicpt.engine.scores import accuracy
 from minicpt.engine.sources import locate
+from minicpt.errors import print_any_text
 from minicpt.lab.store import key_of, write_atomically
 from minicpt.lab.tables import pipes
 from minicpt.methods.fit import Predictor

@@ -27,6 +27,7 @@ from minicpt.core.embeddings import rows_of
 from minicpt.core.templates import collate, label_ids, tokenize
 from minicpt.data import ASSETS, Split
 from minicpt.engine.prefix import run
+from minicpt.errors import print_any_text
 from minicpt.lab.store import write_atomically
 
 SHOTS, QUERIES, SEEDS = 16, 100, range(5)
