@@ -178,7 +178,7 @@ def models(args) -> int:
 
 
 def check_install(args) -> int:
-    """Versions, device, one forward pass and one CPT step, in less than half a minute."""
+    """Show versions and device, and try a forward pass and a CPT step, in less than half a minute."""
     from importlib.metadata import PackageNotFoundError, version
 
     needed = "torch transformers peft datasets jupyterlab matplotlib papermill".split()
@@ -211,22 +211,22 @@ CELL_OPTIONS = {
     "data": option("embedded or real tasks [micro]", default="micro", choices=("micro", "real")),
     "data_dir": option("folder of real data in the hub's schema [$MINICPT_DATA, else the hub]"),
     "labels": option(
-        "label words [the task's]", default="", choices=("", "canonical", "arbitrary")
+        "which label words [the task's]", default="", choices=("", "canonical", "arbitrary")
     ),
     "n_test": option("queries per cell [200]", type=int, default=200),
     "per_class": option("count shots per class, not in total", action="store_true"),
     "label_score": option(
-        "over the label's tokens [%(default)s]", default=Cell.label_score, choices=LABEL_SCORES
+        "of a label's tokens [%(default)s]", default=Cell.label_score, choices=LABEL_SCORES
     ),
     "bos": option(
-        "begin prompts as the tokenizer does by default [on]",
+        "begin prompts with BOS where the tokenizer does so by default [on]",
         action=argparse.BooleanOptionalAction,
         default=True,
     ),
     "max_length": option("longest prompt in tokens [the model's limit]", type=int),
     "text_tokens": option("cut every text to its first N tokens [whole]", type=int, metavar="N"),
-    "dtype": option("of the weights [auto: as stored]", default="auto", choices=DTYPES),
-    "device": option("auto spreads a model over devices [the best there is]", choices=DEVICES),
+    "dtype": option("dtype of the weights [auto: as stored]", default="auto", choices=DTYPES),
+    "device": option("auto: spread over all devices [the best there is]", choices=DEVICES),
 }
 MANY = {"nargs": "+"}
 SWEEP_OPTIONS = {
@@ -235,13 +235,13 @@ SWEEP_OPTIONS = {
     "datasets": option(
         f"{' '.join(TASKS)}, or a .json file of yours", default=TASKS, metavar="TASK", **MANY
     ),
-    "first_seed": option("seeds from here upwards [0]", type=int, default=0),
-    "workers": option("processes of one thread, or jobs [1: in this process]", type=int, default=1),
-    "gpus": option("a process per GPU, which sees no other", type=_listed, default=()),
-    "executor": option("slurm: an array of jobs", default="local", choices=("local", "slurm")),
-    "time_limit": option("minutes of a job, which requeues itself [60]", type=int, default=60),
-    "slurm": option("submitit: slurm_partition=gpu …", default=[], metavar="NAME=VALUE", **MANY),
-    "dry_run": option("print cells, what is done, the rest's time; stop", action="store_true"),
+    "first_seed": option("the first of the seeds [0]", type=int, default=0),
+    "workers": option("processes of one thread, or SLURM jobs [1: this one]", type=int, default=1),
+    "gpus": option("one process for each of these GPUs, such as 0,1", type=_listed, default=()),
+    "executor": option("local, or a SLURM job array", default="local", choices=("local", "slurm")),
+    "time_limit": option("minutes; then a job requeues itself [60]", type=int, default=60),
+    "slurm": option("for submitit: slurm_partition=gpu", default=[], metavar="NAME=VALUE", **MANY),
+    "dry_run": option("only list the cells and estimate the time", action="store_true"),
     "report": option("run the report notebook, too (.ipynb, .html, figures)", action="store_true"),
 }
 
@@ -261,20 +261,20 @@ COMMANDS = {
     table: {
         **sweep(TABLE_SHOTS, 5, "results/few_shot"),
         "methods": option(" ".join(METHODS), default=TABLE_METHODS, metavar="METHOD", **MANY),
-        "calibrated": option("the headline is calibrated accuracy [raw]", action="store_true"),
-        "refill": option("take cells from the cells.csv of another run", metavar="FILE"),
+        "calibrated": option("show calibrated accuracy, not raw", action="store_true"),
+        "refill": option("take finished cells from another run's cells.csv", metavar="FILE"),
     },
     ablations: {
         **sweep((4,), 10, "results/ablations"),
-        "variants": option("[all; a wrong name lists them]", default=(), metavar="NAME", **MANY),
+        "variants": option("a wrong name lists them [all]", default=(), metavar="NAME", **MANY),
     },
     cell: {
         **CELL_OPTIONS,
         "model": option("micro, a local folder, or a hub name [micro]", default="micro"),
         "dataset": option("a task's name or your .json file [trec]", default="trec"),
         "method": option(f"{' '.join(METHODS)} [cpt]", default="cpt"),
-        "shots": option("[4]", type=int, default=4, metavar="K"),
-        "seed": option("[0]", type=int, default=0),
+        "shots": option("examples in the context [4]", type=int, default=4, metavar="K"),
+        "seed": option("draws examples, queries and template [0]", type=int, default=0),
         "hp": option(HP, default="{}"),
         "json": option("print the whole result as JSON", action="store_true"),
     },

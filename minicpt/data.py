@@ -159,7 +159,7 @@ def load_table(spec: dict, split: str, data_dir: str | Path | None = None):
             lines = file.read_text(encoding="utf-8-sig").split("\n")
             table = datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
         except (AttributeError, ValueError, TypeError) as error:
-            raise MiniCPTError(f"{file}: {error}. It needs one JSON object a line.") from error
+            raise MiniCPTError(f"{file}: {error}. It needs one JSON object per line.") from error
         where = str(file)
     else:
         table = _load_hub(spec, split)

@@ -322,7 +322,7 @@ def test_an_unknown_mistake_is_shown_on_the_smallest_input():
         "    factor = [1]",
         "Your answer: [2]",
         "Expected:    [5]",
-        "On the way to it, compare with yours one after the other:",
+        "On the way to it (compare with yours, one after the other):",
         "    rows: [5]",
     ]
 

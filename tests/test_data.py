@@ -238,7 +238,7 @@ def test_real_task_errors(tmp_path):
     with pytest.raises(MiniCPTError, match="Unknown real task 'sst5'. Did you mean 'sst2'"):
         data.load_task("sst5", "real", tmp_path)
     (tmp_path / "trec" / "train.jsonl").write_text("no json")
-    with pytest.raises(MiniCPTError, match="train.jsonl: .* one JSON object a line"):
+    with pytest.raises(MiniCPTError, match="train.jsonl: .* one JSON object per line"):
         data.load_task("trec", "real", tmp_path)
     assert data.load_task("set_cls", "real", tmp_path) == data.load_task("set_cls"), (
         "generated: there is no other"

@@ -88,6 +88,8 @@ def test_footer_says_what_to_remember_and_asks(book):
     assert book.cells[-1].cell_type == "markdown"
     assert footer.split("## Quiz")[0].split("## What to remember")[1].count("\n- ") == 3
     assert footer.count("<details><summary>Answer</summary>") == footer.count("</details>") == 3
+    # without a blank line JupyterLab shows an answer's links, code and formulas as they are typed
+    assert not re.search(r"</summary>\S[^<]*(\]\(|[`$*])", footer)
     assert "**Next:**" in footer
 
 

@@ -189,6 +189,17 @@ def test_every_page_of_the_docs_is_found_from_the_readme_and_wrapped():
         )
 
 
+def test_the_chinese_glossary_and_front_page_have_what_the_english_ones_have():
+    folders = ROOT / "notebooks", ROOT / "notebooks/zh"
+    english, chinese = ((at / "GLOSSARY.md").read_text(encoding="utf-8") for at in folders)
+    for entry in (r"^- \*\*", r"^\| \*\*"):
+        assert len(re.findall(entry, english, re.M)) == len(re.findall(entry, chinese, re.M)) > 5
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
+    for page in pages:
+        assert len({*re.findall(r"\(notebooks/(\d\d)_\w+\.ipynb\)", page)}) == 16
+    assert "sixteen notebooks" in pages[0] and "十六个 Jupyter notebook" in pages[1]
+
+
 def test_the_picture_of_the_methods_is_small_and_its_text_is_large_enough():
     png = (ROOT / "docs/methods.png").read_bytes()
     width, height = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])

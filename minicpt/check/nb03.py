@@ -226,7 +226,7 @@ def nearest(student, generator):
             "these are the cosines themselves; return the words' ids.": cosine.topk(k).values,
             "these are all cosines, (P, V); return the ids of the k largest in each row.": cosine,
             "the best come last; the nearest word comes first.": ids.flip(1),
-            "these are the soft tokens nearest to each word; it is asked the other way round.": (
+            "these are the soft tokens nearest to each word; find the words nearest to each soft token.": (
                 unit @ u.T
             )
             .topk(min(k, P))

@@ -146,6 +146,7 @@ def project_tokens(student, generator):
         panel.plot(*old, "o", color="white", markeredgecolor="#777777")
         panel.plot(*new, "o", color=FREE)
     panel.set(aspect="equal", title="in units of each token's radius")
+    panel.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))  # one long arrow would make the circle small
     plt.close(figure)
     return (
         figure,

@@ -148,10 +148,9 @@ def hide_twin(student, generator):
             "separator belongs to the example before it.": want | separator,
             "all separators are hidden, in every row; only the twin's own may be.": want
             & ~separator,
-            "only the twin's label is hidden: the whole "
-            "example must go, text and templates, too.": ~(~want & is_label(types)),
-            "only the twin's label is visible to be copied still: hide that, too.": want
-            | is_label(types),
+            "only the twin's label is hidden: hide the whole "
+            "example, its text and templates, too.": ~(~want & is_label(types)),
+            "the twin's label can still be seen, and copied: hide it, too.": want | is_label(types),
             "off by one: the example after the twin is hidden. "
             "Rows and examples both count from 0.": example != own + 1,
             "off by one: the example before the twin is hidden. "

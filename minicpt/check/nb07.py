@@ -65,7 +65,7 @@ def pool_instruction(student, generator):
             "the scores are divided by √m, as in attention; this formula does not.": pooled(
                 before, scores / m**0.5
             ),
-            "it is (B, m, S); the result is (B, S, m), a row a soft token.": want.mT,
+            "it is (B, m, S); the result is (B, S, m), one row for each soft token.": want.mT,
         }
         got = student(z, queries, mask, answer)
         expect(
@@ -93,7 +93,7 @@ def pool_instruction(student, generator):
             panel.text(t, 0.5, sign, ha="center", va="center", fontsize=8, color=GREY)
         panel.set(yticks=[0, 1], ylabel=f"text {row + 1}")
     panels[-1].set(xlabel="token", xticks=range(T))
-    panels[0].set_title("weight of each token, a line a query")
+    panels[0].set_title("weight of each token, one line for each query")
     plt.close(figure)
     return figure, (
         "Weights of your pooling for three texts, two queries each: dark cells only before the "

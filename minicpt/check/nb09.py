@@ -26,7 +26,8 @@ def cache_size(student, generator):
                 "factor 2 is missing: a cache holds keys and values.": want // 2,
                 "every query head has keys and values of its own here; with grouped "
                 "heads only `kv_heads` of them are kept.": want * share,
-                "the rows are missing: each sequence scored at once has a cache.": want // rows,
+                "the rows are missing: each sequence that is scored at the same time has a cache.": want
+                // rows,
                 "the bytes of a number are missing: you counted numbers.": want // itemsize,
                 "a number takes `itemsize` bytes, not always 4.": want // itemsize * 4,
                 "a number takes `itemsize` bytes, not always 2.": want // itemsize * 2,

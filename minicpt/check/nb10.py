@@ -130,7 +130,7 @@ def draw_shots(student, generator):
     in_turn = sum(len({labels[i] for i in chosen[:5]}) == 5 for chosen in twice)
     expect(
         in_turn < DRAWS / 2,
-        "with two examples a class, the first five are always of five classes: the rounds "
+        "with two examples of each class, the first five are always of five classes: the rounds "
         "still show. Shuffle the rows at the end.",
     )
     beside = (

@@ -32,8 +32,8 @@ def lora_gradients(student, generator):
         )
         of_A, of_B = s * B.T @ G, s * G @ A.T
         wrong = {
-            "each of the two is where the other belongs: either the order is wrong, for that of A "
-            "comes first, or each holds its own factor where the other one should be.": [
+            "the two gradients are exchanged: either the order is wrong (that of A comes first), "
+            "or each holds its own factor instead of the other one.": [
                 of_B,
                 of_A,
             ],

@@ -85,7 +85,8 @@ def my_method(student, generator):
         "It is shared by all methods: train numbers of your own, beside it.",
     )
     expect(
-        not training, f"the base model's {training[:1]} would be trained: leave it frozen behind."
+        not training,
+        f"your function makes the base model's {training[:1]} trainable: leave it frozen.",
     )
     expect(
         job.context == context and job.rows == rows,

@@ -66,7 +66,10 @@ class Case:
         *steps, (_, right) = self.solve(**given).items()
         on_the_way = [f"    {name}: {written(value)}" for name, value in steps]
         if on_the_way:
-            on_the_way = ["On the way to it, compare with yours one after the other:", *on_the_way]
+            on_the_way = [
+                "On the way to it (compare with yours, one after the other):",
+                *on_the_way,
+            ]
         lines = [
             "The smallest input found on which it is wrong:",
             *shown,

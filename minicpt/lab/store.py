@@ -185,7 +185,7 @@ def _rows(path: Path) -> dict[str, dict]:
     bad = table.index[~fine | table.key.duplicated()]
     if len(bad):
         raise MiniCPTError(
-            f"{path.name}, line {bad[0] + 2}: an accuracy is no number from 0 to 1, or the cell stands there before. "
+            f"{path.name}, line {bad[0] + 2}: an accuracy is no number from 0 to 1, or an earlier line has its cell. "
             "Remove the line; its cell is then computed."
         )
     return {row["key"]: row for row in table[COLUMNS].to_dict("records")}

@@ -137,7 +137,7 @@ def train_lora(job: Job) -> Fitted:
         model = get_peft_model(sharing_weights(job.base.model), config)
     except ValueError as error:  # an architecture of which PEFT does not know where LoRA goes
         raise MiniCPTError(
-            f"LoRA is put where PEFT puts it by default, and for {job.base.name} it says: {error} Use another method."
+            f"LoRA goes where PEFT puts it by default, but for {job.base.name} PEFT says: {error} Use another method."
         ) from error
 
     def loss_of(chosen: list[int]) -> Tensor:
