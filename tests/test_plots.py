@@ -62,7 +62,7 @@ def test_accuracy_by_shots_draws_every_mean_and_interval():
         x = np.concatenate([bars[0].get_xdata() for bars in panel.containers]).astype(float)
         assert len(set(x.round(6))) == len(x)  # side by side, and still at their number of shots
         assert [int(tick.get_text()) for tick in panel.get_xticklabels()] == [2, 4]
-        assert set(np.round(x)) <= {0, 1} and panel.get_ylim() == (0, 100)
+        assert set(np.round(x)) <= {0, 1} and panel.get_ylim() == (0, 108)
         zero = summary[(summary.dataset == panel.get_title()) & (summary.method == "zero")][
             "mean"
         ].item()

@@ -67,31 +67,26 @@ def class_scores(student, generator):
         axes = {"log_p": "N W", "class_of": "W"}
         case = Case(student, class_steps, given, axes, words_of_classes, word_input)
         same(student(log_p, class_of, C), want, wrong, "the result", case=case)
-    figure, panel = plt.subplots(figsize=(5, 2.4), layout="constrained")
+    figure, panel = plt.subplots(figsize=(6, 3), layout="constrained")
+    blues = ["#9FD3F2", "#56B4E9", "#BFE0F5", "#7CC4EE"]
     for c in range(C):
         low = 0
-        for probability in words[c][0].exp().tolist():
-            panel.bar(c, probability, bottom=low, color="#56B4E9", edgecolor="white")
+        for shade, probability in zip(blues, words[c][0].exp().tolist()):
+            panel.bar(c, probability, 0.6, bottom=low, color=shade, edgecolor="white")
             low += probability
-        panel.plot(
-            c,
-            student(log_p, class_of, C)[0, c].exp(),
-            "_",
-            color="#D55E00",
-            markersize=30,
-            markeredgewidth=3,
-        )
-    panel.set(
-        xticks=range(C),
-        xlabel="class",
-        ylabel="probability",
-        title="one block per word; the line is your class score",
-    )
+    scored = student(log_p, class_of, C)[0].exp().tolist()
+    mark = {"color": "#D55E00", "linewidth": 4, "label": "your class score"}
+    panel.hlines(scored, [c - 0.4 for c in range(C)], [c + 0.4 for c in range(C)], **mark)
+    panel.bar(0, 0, color=blues[1], label="one block for each word")
+    panel.set_xticks(range(C), [f"class {c}" for c in range(C)])
+    panel.set(ylabel="probability after one query", ylim=(0, 1.1 * max(scored)))
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     plt.close(figure)
     return (
         figure,
         "For one query, the probabilities of each class's words as stacked "
-        "blocks, with your score at their top.",
+        "blocks; your score is a line at their top.",
     )
 
 
@@ -151,16 +146,25 @@ def calibrated(student, generator):
             lambda scores, content_free: scores.numel() > 0 and content_free.numel() > 0,
         )
         same(student(scores, content_free), want, wrong, "the result", case=case)
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.4), sharey=True, layout="constrained")
-    for panel, rows, title in (
-        (panels[0], p, "before"),
-        (panels[1], student(scores, content_free), "after"),
-    ):
+    figure, panels = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
+    maps = {
+        "before": p,
+        "divide by": prior.mean(0)[None],
+        "after": student(scores, content_free),
+    }
+    for panel, (title, rows) in zip(panels, maps.items()):
         panel.imshow(rows.tolist(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for n, row in enumerate(rows.tolist()):
+            for c, share in enumerate(row):
+                colour = "white" if share > 0.6 else "black"
+                panel.text(c, n, f"{share:.2f}", ha="center", va="center", color=colour)
         panel.set(title=title, xlabel="label", xticks=range(C))
-    panels[0].set_ylabel("query")
+        panel.spines[:].set_visible(False)
+    panels[0].set(ylabel="query", ylim=(N - 0.5, -0.5))
+    panels[1].text(1, 1, "the mean after\ncontent-free inputs", ha="center", va="center")
     plt.close(figure)
     return (
         figure,
-        "Probabilities of the labels, one row per query, before and after your calibration.",
+        "Three maps of probabilities, one column per label: six queries before calibration, the mean "
+        "after content-free inputs, and the queries after your division.",
     )

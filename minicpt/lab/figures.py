@@ -45,11 +45,11 @@ def accuracy_by_shots(summary: pd.DataFrame) -> Figure:
                 found[method] = panel.axhline(group["mean"].iloc[0], color=GREY, linestyle=":")
                 continue
             aside = dodged.index(method) - (len(dodged) - 1) / 2
-            x = group.shots.map(numbers.index) + 0.7 * aside / len(dodged)
+            x = group.shots.map(numbers.index) + aside * min(0.12, 0.7 / len(dodged))
             bars = np.nan_to_num([group["mean"] - group.ci_low, group.ci_high - group["mean"]])
             lines = {"elinewidth": 0.9, "linewidth": 1.4}
             found[method] = panel.errorbar(x, group["mean"], bars, **lines, **_look(method))
-        panel.set(title=dataset, xlabel="shots", ylim=(0, 100))
+        panel.set(title=dataset, xlabel="shots", ylim=(0, 108))  # intervals may end above 100
         panel.set_xticks(range(len(numbers)), numbers)
         panel.tick_params(labelbottom=True, labelleft=True)
         panel.grid(axis="y", alpha=0.3)
