@@ -32,13 +32,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from minicpt.core.embeddings import epsilon_length
 from minicpt.core.templates import Encoded, collate
 from minicpt.data import Split, load_task, make_split
 from minicpt.engine.base_models import MICRO, BaseModel, load_base
-from minicpt.engine.prefix import Prefix, run
-from minicpt.engine.scores import CONTENT_FREE, label_scores
+from minicpt.engine.prefix import WORTH_SHARING, Prefix, run
+from minicpt.engine.scores import CONTENT_FREE, _batches, label_scores
 from minicpt.errors import MiniCPTError
 from minicpt.methods.fit import fit
 from minicpt.methods.prepare import Job, prepare
@@ -72,8 +73,6 @@ def the_model(random_weights: bool) -> tuple[BaseModel, bool]:
             return load_base("smollm2", "cpu"), True
         except MiniCPTError:
             print("No SmolLM2 here (`make smollm2`): random weights of its shape.")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -351,7 +350,12 @@ def profile(base: BaseModel, is_real: bool, name: str) -> str:
     """Where the seconds of our steps and of our scores go, in percent; Python is what no operator took."""
     dataset, shots = name.rsplit("-", 1)
     cell = Cell(base, the_split(dataset, int(shots), is_real)[0])
+    lengths = [len(query) for query in cell.queries]
     lines = []
+    for how, most in (("64 rows a batch", math.inf), ("as run", WORTH_SHARING)):
+        batches = [[lengths[n] for n in b] for b in _batches(cell.queries, 64, most)]
+        padding = sum(max(b) * len(b) for b in batches) / sum(lengths) - 1
+        lines.append(f"{name}, {how}: {100 * padding:.0f} % padding in {len(batches)} passes")
     for what, function in [
         ("reading", cell.prepared),
         ("fit", cell.our_steps),
@@ -437,8 +441,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     started = time.perf_counter()
+    before = time.process_time()
     base, is_real = the_model(args.random)
     if args.profile:
+        print(f"CPU time: libraries {before:.1f} s, SmolLM2 {time.process_time() - before:.1f} s")
         for name in args.only:
             print(profile(base, is_real, name))
         return
