@@ -50,7 +50,7 @@ CELLS = {"sst2-4": 4, "dbpedia-4": 4, "dbpedia-6": 6, "ag_news-6": 6}
 TITLES = {"sst2": "SST-2", "dbpedia": "DBpedia", "ag_news": "AG News"}
 N_TEST = 200
 BATCH = 16  # of the careful way
-CALLS, QUERIES, STEPS = 6, 48, 2  # what is timed: PEFT's calls, our queries, our steps
+CALLS, TOKENS, STEPS = 6, 4_000, 2  # what is timed: PEFT's calls, our queries' tokens, our steps
 WAYS = ("PEFT", "careful", "minicpt", "limit")
 PARTS = ("fit", "score")
 # where no real text is: tokens of a text at the quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1
@@ -153,10 +153,11 @@ class Cell:
         self.queries = sorted(self.predictor.encode_queries(texts), key=len)
         order = sorted(texts, key=lambda text: len(self.predictor.encode_queries([text])[0]))
         self.n = len(texts) + len(CONTENT_FREE)
-        self.sample = order[:: len(order) // QUERIES][:QUERIES]
         lengths = [len(query) for query in self.queries]
-        # the batch whose length is most like the mean
         mean = sum(lengths) / len(lengths)
+        n = min(len(order), int(TOKENS / mean))
+        self.sample = [order[int((i + 0.5) * len(order) / n)] for i in range(n)]
+        # the batch whose length is most like the mean
         first = min(range(len(lengths) - BATCH), key=lambda i: abs(lengths[i + BATCH // 2] - mean))
         self.batch = self.queries[first : first + BATCH]
         step = len(self.queries) / CALLS
@@ -318,6 +319,7 @@ def measure(base: BaseModel, is_real: bool, name: str, rounds: int) -> dict:
         "query tokens": sum(map(len, cell.queries)) / len(cell.queries),
         "steps": cell.n_steps,
         "queries": cell.n,
+        "queries timed": len(cell.sample),
     }
     result["equality"] = cell.check_equal()
     functions = cell.functions()
@@ -423,7 +425,8 @@ def table(result: dict) -> str:
         f"{weights}, {text}, {result['threads']} threads, {first['steps']} steps over all shots, "
         f"{N_TEST} queries, the shots and three content-free texts for calibration. PEFT would take up to an hour a "
         f"cell, so a sample is timed and scaled up: of PEFT a step and {CALLS} calls, of the careful way a batch of "
-        f"{BATCH}, of minicpt {STEPS} steps and {QUERIES + 3} queries; medians of {len(first['rounds'])} rounds."
+        f"{BATCH}, of minicpt {STEPS} steps and queries of some {TOKENS:,} tokens; "
+        f"medians of {len(first['rounds'])} rounds."
     )
     return "\n".join([*lines, "", caption]) + "\n"
 
