@@ -59,7 +59,7 @@ endif
 reproduce: setup  ## the few-shot table on the embedded model (DATA=real DATA_DIR=folder: on real data)
 	$(PYTHON) -m minicpt table --workers $(WORKERS) --out $(OUT) --report $(GRID)
 
-# two processes of one thread are faster than one of two, and each holds 540 MB of weights
+# two processes of one thread are faster than one of two; they share the 540 MB of weights, which are mapped from the file
 real: smollm2  ## a small table of a real model on real text, 10 minutes (MINICPT_DATA=folder, else from the hub)
 	$(PYTHON) -m minicpt table --model smollm2 --data real --datasets sst2 trec --shots 4 \
 	  --methods zero icl pt ipt lora cpt --seeds 2 --n-test 100 --workers $(WORKERS) --out results/real --report
@@ -97,8 +97,9 @@ lint: setup  ## the formatter and the linter, as continuous integration asks the
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m ruff check
 
-bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the paper's sizes)
+bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the paper's sizes); on the CPU whole cells
 	OMP_NUM_THREADS=2 $(PYTHON) tests/bench/bench.py --device $(DEVICE) --threads 2 --out results/bench
+	$(if $(filter cpu,$(DEVICE)),OMP_NUM_THREADS=2 $(PYTHON) tests/bench/cells.py --threads 2 --out results/bench)
 
 lab: setup  ## open JupyterLab at notebook 00
 	$(PYTHON) -m jupyter lab notebooks/00_start_here.ipynb

@@ -164,6 +164,8 @@ def main() -> None:
     if (bench := Path("results/bench/cpu.md")).exists():
         blocks.append(("speed.md", "bench", bench.read_text(encoding="utf-8")))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
+    if (cells := Path("results/bench/cells.md")).exists():
+        blocks.append(("speed.md", "cells", cells.read_text(encoding="utf-8")))
     if compare_prompt_tuning.FILE.exists():
         blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))
     for page, name, new in blocks:

@@ -16,7 +16,7 @@ WINGS = {
     "pictures": [],
     "schema": [],
     "data": [],
-    "engine": ["memory", "sources", "base_models", "modules", "prefix", "scores"],
+    "engine": ["memory", "sources", "base_models", "modules", "prefix", "trees", "scores"],
     "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",
@@ -158,7 +158,7 @@ def test_compact_is_counted_in_what_a_reader_must_take_in():
     assert sum(tokens[module] for module in core) <= 4_700
     assert sum(lines[module] for module in core) <= 780
     # of these, some 5,000 check what people hand over, keep threads apart, and know when a kept cache is stale
-    assert sum(tokens.values()) <= 52_500
+    assert sum(tokens.values()) <= 52_900
     assert {module: n for module, n in lines.items() if n > 320} == {}
 
 

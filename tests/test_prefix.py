@@ -776,17 +776,54 @@ def test_beginnings_of_labels_go_on_from_the_querys_cache(name, P, runs):
         Encoded(torch.randint(1, V, (n,), generator=generator).tolist(), [2] * n) for n in lengths
     ]
     expected = [one_row_a_label(model, prompt, query, LABELS) for query in queries]
+    # not with ALiBi, nor where a window forgets what was before
+    tree = name != "Bloom" and P + 9 + 4 <= engine.tokens_remembered(model) + 1
     for batch_size in (1, 4, 64):
         runs.clear()
         scores = label_token_scores(model, prompt, queries, LABELS, batch_size)
         for c, label in enumerate(LABELS):
             wanted = torch.stack([row[c] for row in expected])
             torch.testing.assert_close(scores[c], wanted, rtol=1e-5, atol=1e-5)
-        if (
-            batch_size == 64
-        ):  # the queries once, then the five beginnings alone: 1, 1, 1, 2 and 3 tokens
-            assert max(T for B, T, _ in runs if B > 1) == 9
-            assert sum(n for *_, n in runs if n > 0) == len(queries) * (1 + 1 + 1 + 1 + 2 + 3)
+        if batch_size == 64 and tree:
+            # one pass: the queries, and behind each the seven tokens that a label begins with
+            assert [T for B, T, _ in runs if B > 1] == [9 + 7]
+            assert sum(n for B, _, n in runs if B > 1) == len(queries) * (1 + 7)
+        elif batch_size == 64:
+            # queries of one length, then the five beginnings alone, the longest of three tokens
+            assert sorted(T for B, T, _ in runs if B > 1 and T != 3) == [4, 9]
+            assert sum(B for B, T, _ in runs if T == 3) == len(queries) * 5
+
+
+def test_rows_that_bear_many_labels_are_few_at_once(runs):
+    """What goes through the head at once stays what `memory` reckons with: eight tokens a row."""
+    model, queries = base("Llama"), [Encoded([8, 9], [2, 2])] * 20
+    labels = [[i, 7] for i in range(10, 41)]  # 31 beginnings
+    scores = label_token_scores(model, None, queries, labels, batch_size=16)
+    assert runs[-1] == (4, 2 + 31, 4 * 32) and len([run for run in runs if run[1] == 33]) == 5
+    wanted = one_row_a_label(model, None, queries[0], labels)
+    torch.testing.assert_close([s[19] for s in scores], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Llama", "OPT", "Bloom"])
+def test_hidden_tokens_of_the_prompt_stay_hidden_from_labels_of_several_tokens(name):
+    model, prompt = base(name), torch.randn(1, 6, D, generator=torch.Generator().manual_seed(2))
+    seen = torch.tensor([1, 0, 1, 1, 0, 1])
+    query = Encoded([8, 9, 3], [2] * 3)
+    scores = label_token_scores(model, prompt, [query], LABELS, seen=seen)
+    for label, found in zip(LABELS, scores):
+        text = model.get_input_embeddings()(torch.tensor(query.ids + label))
+        rows = torch.cat((prompt[0], text))[None]
+        mask = torch.cat((seen, torch.ones(len(text))))[None].long()
+        with torch.no_grad():
+            log_p = model(inputs_embeds=rows, attention_mask=mask).logits[0].log_softmax(-1)
+        wanted = log_p[-len(label) - 1 : -1].gather(1, torch.tensor(label)[:, None])[:, 0]
+        torch.testing.assert_close(found[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_ends_where_its_padding_would_cost_more_than_a_pass(runs):
+    queries = [Encoded([8] * n, [2] * n) for n in (3, 30, 4, 31, 3, 4)]
+    label_scores(base("Llama"), None, queries, [[5], [6]])
+    assert [run[:2] for run in runs] == [(4, 4), (2, 31)]
 
 
 def test_labels_of_one_token_need_one_pass(runs):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as every_module
@@ -67,6 +68,25 @@ def sharing_weights(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     with _INSTALLING:
         return copy.deepcopy(model, {id(x): x for x in tensors})
+
+
+# model -> its configuration's values, and what was found out about it
+_FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def found_once(find: Callable) -> Callable:
+    """`find(model)`, without gradients, remembered until the model's configuration changes."""
+
+    @torch.no_grad()
+    def look_up(model):
+        now, known = [*vars(model.config.get_text_config()).values()], _FOUND.get(model)
+        if known is None or known[0] != now:
+            known = _FOUND[model] = now, {}
+        if find not in known[1]:
+            known[1][find] = find(model)
+        return known[1][find]
+
+    return look_up
 
 
 def _tree(model: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,6 @@ The *prompt* stands before every query; the *prefix* is what rows share, already
 
 import copy
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from ..core.loss import IGNORE, token_weights
 from ..errors import MiniCPTError
-from .modules import during_this_call, is_hooked, state_of
+from .modules import during_this_call, found_once, is_hooked, state_of
 
 WORTH_SHARING = 64  # tokens saved; below, a second pass through the layers does not pay
 
@@ -73,19 +72,13 @@ def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
 
 
 FEW = 4  # tokens: IAPT wants more than a BOS
-# model -> its configuration's values, and what it remembers after FEW tokens
-_CACHE_LAYERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
+@found_once
 def _cache_layers(model) -> list | None:
-    now, known = [*vars(model.config.get_text_config()).values()], _CACHE_LAYERS.get(model)
-    if known is None or known[0] != now:
-        with torch.no_grad():
-            cache = run_any_tokens(model, FEW, use_cache=True).cache
-        # a class of its own (MiniMax) may keep more than its layers say
-        known = now, cache.layers if type(cache) is DynamicCache else None
-        _CACHE_LAYERS[model] = known
-    return known[1]
+    cache = run_any_tokens(model, FEW, use_cache=True).cache
+    # a class of its own (MiniMax) may keep more than its layers say
+    return cache.layers if type(cache) is DynamicCache else None
 
 
 def why_not_shared(model) -> str | None:
@@ -119,20 +112,15 @@ class Prefix:
     cache: Cache
     hidden: Tensor | None = None
 
-    def branch(self, copies: int, rows: slice = slice(None), padding: int = 0) -> Cache:
-        """Repeat each row, or each of some `rows` without their last `padding` tokens, `copies` times, in a new cache.
-
-        Copies of a single row share its memory; gradients add up.
-        """
+    def branch(self, copies: int) -> Cache:
+        """Repeat each row `copies` times, in a new cache; copies of a single row share its memory, gradients add up."""
         cache = copy.copy(self.cache)
         # update() binds new tensors, it writes into none
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
-            if padding:
-                layer.crop(-padding)
             if layer.is_initialized:
-                layer.keys = _repeat(layer.keys[rows], copies)
-                layer.values = _repeat(layer.values[rows], copies)
+                layer.keys = _repeat(layer.keys, copies)
+                layer.values = _repeat(layer.values, copies)
         return cache
 
     def states(self) -> Float[Tensor, "1 P D"]:

@@ -1,16 +1,17 @@
 """Label scores without generation: log-probability of each candidate label after each query, raw and calibrated.
 
+[query, beginnings of labels] (B, T) ─ model ─> every token of every label, where the model takes `trees`; else
+
 query (B, T) ─ model ─> first token of every label
          └─ its KV cache, once for each beginning (a label without its last token) ─ model ─> the other tokens
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -20,6 +21,7 @@ from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
 from .modules import sharing_weights
 from .prefix import (
+    WORTH_SHARING,
     KeptPrefix,
     Prefix,
     rows_of_prompt,
@@ -28,6 +30,7 @@ from .prefix import (
     tokens_remembered,
     why_not_shared,
 )
+from .trees import takes_trees, tree_mask
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 LABEL_SCORES = ("sum", "mean", "first")
@@ -102,10 +105,10 @@ def label_token_scores(
     """Log-probability of each token of each candidate label after query and earlier tokens: per label (N, tokens).
 
     `prefix` comes before every query: embeddings, which are run once, or not at all if `kept` from an earlier call, or
-    a prefix that has been run (CT-KV's); zeros of `seen` (P,) hide tokens of it. Each query is run once, and the
-    beginnings of labels of several tokens go on from its cache; a model that cannot share runs [query, beginning] anew
-    for each. A query's scores do not depend on the other rows of its batch. A query without tokens is scored right
-    after the prefix. All is run in evaluation mode.
+    a prefix that has been run (CT-KV's); zeros of `seen` (P,) hide tokens of it. Each query is run once: with the
+    beginnings of labels of several tokens in its row (`trees`), or they go on from its cache. A model that can do
+    neither runs [query, beginning] anew for each. A query's scores do not depend on the other rows of its batch. A
+    query without tokens is scored right after the prefix. All is run in evaluation mode.
     Raises `MiniCPTError` if there is nothing before such a query, and for scores that are not finite.
     """
     if any(module.training for module in model.modules()):
@@ -113,41 +116,45 @@ def label_token_scores(
     P = 0 if prefix is None else tokens_of(prefix)
     _check_empty(prefix, P, queries)
     beginnings = sorted({tuple(ids[:-1]) for ids in candidates})
-    several = beginnings != [()]
-    share = (P > 0 or several) and why_not_shared(model) is None
-    branch = share and several
-    padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
+    nodes = sorted({beginning for ids in candidates for beginning in _steps_to(ids[:-1])})
+    share = (P > 0 or len(nodes) > 0) and why_not_shared(model) is None
     seen = torch.ones(P) if seen is None else seen
+    branch = share and len(nodes) > 0 and bool(seen.all())
+    longest = P + max(map(len, queries), default=0) + max(map(len, candidates))
+    tree = branch and longest <= tokens_remembered(model) + 1 and takes_trees(model)
+    branch &= not tree
+    # no more than the eight log-softmaxes a row that `memory` reckons with
+    size = min(batch_size, -(-8 * batch_size // (1 + len(nodes))))
+    # on a GPU a pass costs more than padding; a branch needs rows without any
+    padding = 0 if branch else WORTH_SHARING if model.device.type == "cpu" else torch.inf
     kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
 
-    def write(batch: list[int], beginning: tuple, first: int, log_p: Tensor) -> None:
-        """Enter log_p (B, n, V): the tokens from `first` on of the labels that have this beginning."""
+    def write(batch: list[int], after: list[tuple], log_p: Tensor) -> None:
+        """Enter log_p (B, n, V): of the tokens after each of n beginnings."""
         for scores, ids in zip(result, candidates):
-            if tuple(ids[: len(beginning)]) == beginning:
-                tokens = ids[first : first + log_p.shape[1]]
-                columns = list(range(len(tokens)))
-                scores[batch, first : first + len(tokens)] = log_p[:, columns, tokens].cpu()
+            for i, beginning in enumerate([(), *_steps_to(ids[:-1])]):
+                if beginning in after:
+                    scores[batch, i] = log_p[:, after.index(beginning), ids[i]].cpu()
 
-    for beginning in [()] if branch else beginnings:
-        for batch in _batches(queries, batch_size, padded):
-            encoded = [queries[n] + _label(beginning) for n in batch]
+    for steps in [nodes] if tree else [[]] if branch else map(_steps_to, beginnings):
+        for batch in _batches(queries, size, padding):
+            rows = [queries[n] for n in batch]
             log_p, cache = _run_queries(
                 model,
                 prefix,
-                encoded,
-                len(beginning),
+                rows,
+                steps,
                 kept=kept,
                 seen=seen,
                 share=share,
+                tree=tree,
                 use_cache=branch,
             )
-            write(batch, beginning, 0, log_p)
+            write(batch, [(), *steps], log_p)
             if branch:
-                lengths = [len(row) for row in encoded]
-                tails = [tail for tail in beginnings if tail]
-                for part in _run_beginnings(model, cache, lengths, tails, batch_size, seen):
-                    rows, tail, log_p = part
-                    write(batch[rows], tail, 1, log_p)
+                tails = list(filter(None, beginnings))
+                for tail, log_p in _run_beginnings(model, cache, tails, batch_size, len(batch)):
+                    write(batch, _steps_to(tail), log_p)
     if not all(scores.isfinite().all() for scores in result):
         raise MiniCPTError(
             f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite. "
@@ -172,36 +179,49 @@ def _label(ids: Sequence[int]) -> Encoded:
     return Encoded(list(ids), [LABEL] * len(ids))
 
 
-def _batches(queries: Sequence[Encoded], size: int, padded: bool) -> Iterator[list[int]]:
-    """Numbers of queries, at most `size` together, of like length (less padding is wasted) or of the same length."""
+def _steps_to(beginning: Sequence[int]) -> list[tuple]:
+    """(1, 2, 3) -> [(1,), (1, 2), (1, 2, 3)]"""
+    return [tuple(beginning[: i + 1]) for i in range(len(beginning))]
 
-    def length(n: int) -> int:
-        return len(queries[n])
 
-    order = sorted(range(len(queries)), key=length)
-    groups = [order] if padded else [list(group) for _, group in groupby(order, key=length)]
-    for group in groups:
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
+def _batches(queries: Sequence[Encoded], size: int, most: int | float) -> Iterator[list[int]]:
+    """Numbers of queries, shortest first, at most `size` together, with at most `most` tokens of padding."""
+    batch, tokens = [], 0
+    for n in sorted(range(len(queries)), key=lambda n: len(queries[n])):
+        length = len(queries[n])
+        if len(batch) == size or length * len(batch) - tokens > most:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(n)
+        tokens += length
+    if batch:
+        yield batch
 
 
 def _run_queries(
     model,
     prefix,
-    encoded: list[Encoded],
-    n_label: int,
+    queries: list[Encoded],
+    nodes: list[tuple],
     *,
     kept: KeptPrefix,
     seen: Tensor,
     share: bool,
+    tree: bool,
     use_cache: bool,
 ) -> tuple[Float[Tensor, "B n V"], Cache | None]:
-    """Run rows that end in `n_label` tokens of a label: log-probabilities before the first and after each, n in all."""
-    P, B = len(seen), len(encoded)
+    """Run queries and, as a tree or one behind the other, the last token of each node (a label's beginning):
+    log-probabilities after the query and after each node, n in all.
+    """
+    P, B, n_label = len(seen), len(queries), len(nodes)
+    encoded = [query + _label([node[-1] for node in nodes]) for query in queries]
     ids, mask, types = collate(encoded)  # (B, T), padding last
     mask = torch.cat((seen.to(mask).expand(B, -1), mask), dim=1)  # (B, P+T)
     embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
     rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
+    if tree:
+        tree_rows, places = tree_mask(list(map(len, queries)), nodes, P, embeds)
+        rows = replace(rows, mask=tree_rows, positions=places)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
     ends = torch.tensor([before + len(row) for row in encoded])
     columns = ends[:, None] - n_label - 1 + torch.arange(n_label + 1)  # (B, n), of the rests
@@ -219,40 +239,22 @@ def _run_queries(
 
 
 def _run_beginnings(
-    model,
-    cache: Cache,
-    lengths: list[int],
-    beginnings: list[tuple],
-    batch_size: int,
-    seen: Tensor,
-) -> Iterator[tuple[slice, tuple, Float[Tensor, "g n V"]]]:
-    """Run the beginnings of labels after each row of the cache: some rows, a beginning of n tokens, log-probabilities.
+    model, cache: Cache, beginnings: list[tuple], batch_size: int, g: int
+) -> Iterator[tuple[tuple, Float[Tensor, "g n V"]]]:
+    """Run the beginnings of labels after each of g queries of one length: a beginning of n tokens, log-probabilities.
 
-    `lengths`: tokens of the rows' queries, shortest first. Rows of one length go together, cut to it: what is left is
-    without padding, so positions and masks are those of the plain row on any model.
+    Nothing is padded before a beginning, so positions and masks are those of the plain row on any model.
     """
-    first = 0
-    for length, group in groupby(lengths):
-        g = len(list(group))
-        rows, first = slice(first, first + g), first + g
-        size = max(1, batch_size // g)
-        for i in range(0, len(beginnings), size):
-            chunk = beginnings[i : i + size]
-            branched = Prefix(cache).branch(len(chunk), rows, padding=max(lengths) - length)
-            ids = collate([_label(ids) for ids in chunk])[0].to(model.device)  # (c, m)
-            embeds = model.get_input_embeddings()(ids).repeat(g, 1, 1)  # (g*c, m, D)
-
-            def after_each(hidden):
-                hidden = hidden.unflatten(0, (g, -1))  # (g, c, m, D)
-                real = [hidden[:, c, : len(ids)].flatten(0, 1) for c, ids in enumerate(chunk)]
-                return torch.cat(real)[None]  # (1, g * tokens of the chunk, D)
-
-            whole = F.pad(seen, (0, length + ids.shape[1]), value=1)  # (P+T+m,)
-            mask = None if seen.all() else whole.expand(len(embeds), -1).to(model.device)
-            logits = run(model, embeds, mask, branched, pick=after_each).logits
-            log_p = logits[0].float().log_softmax(-1).split([g * len(ids) for ids in chunk])
-            for ids, part in zip(chunk, log_p):
-                yield rows, ids, part.unflatten(0, (g, -1))
+    size = max(1, batch_size // g)
+    for i in range(0, len(beginnings), size):
+        chunk = beginnings[i : i + size]
+        ids = collate([_label(ids) for ids in chunk])[0].to(model.device)  # (c, m)
+        embeds = model.get_input_embeddings()(ids).repeat(g, 1, 1)  # (g*c, m, D)
+        branched = Prefix(cache).branch(len(chunk))
+        logits = run(model, embeds, cache=branched, pick=lambda hidden: hidden).logits
+        log_p = logits.float().log_softmax(-1).unflatten(0, (g, -1))  # (g, c, m, V)
+        for c, beginning in enumerate(chunk):
+            yield beginning, log_p[:, c, : len(beginning)]
 
 
 def calibrate(
