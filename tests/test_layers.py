@@ -16,7 +16,7 @@ WINGS = {
     "pictures": [],
     "schema": [],
     "data": [],
-    "engine": ["memory", "sources", "base_models", "modules", "prefix", "scores"],
+    "engine": ["memory", "sources", "base_models", "modules", "passes", "prefix", "scores"],
     "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",

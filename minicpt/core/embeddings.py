@@ -20,7 +20,7 @@ from .templates import tokenize
 
 def check_ids(name: str, ids: Tensor, word_embeddings: nn.Module) -> None:
     """Raise `MiniCPTError` if an id (tensor of any shape) has no row in the word embeddings."""
-    V = word_embeddings.weight.shape[0]
+    V, ids = word_embeddings.weight.shape[0], ids.cpu()
     wrong = ids[(ids < 0) | (ids >= V)]
     if wrong.numel():
         raise MiniCPTError(
@@ -163,10 +163,9 @@ class CPTEmbedding(nn.Module):
 
         Source: PEFT `CPTEmbedding.calculate_loss`, same numbers for `opt_loss_reduction="mean"` (the default).
         """
-        logits = base_model_output.logits
-        labels, types = labels.to(logits.device), cpt_type_mask.to(logits.device)
         options = CPTEmbedding.loss_options(config)
-        base_model_output.loss = label_loss(logits, labels, types, **options)
+        logits = base_model_output.logits
+        base_model_output.loss = label_loss(logits, labels, cpt_type_mask, **options)
         return base_model_output
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..core.loss import send
 from ..core.masks import LABEL
 from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
@@ -118,15 +119,16 @@ def label_token_scores(
     branch = share and several
     padded = not branch or P + max(map(len, queries), default=0) <= tokens_remembered(model)
     seen = torch.ones(P) if seen is None else seen
-    kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
+    kept, lengths = kept or KeptPrefix(), [*map(len, candidates)]
+    scores = torch.empty(len(queries), sum(lengths), device=model.device)  # read once, at the end
 
     def write(batch: list[int], beginning: tuple, first: int, log_p: Tensor) -> None:
         """Enter log_p (B, n, V): the tokens from `first` on of the labels that have this beginning."""
-        for scores, ids in zip(result, candidates):
+        rows = send(torch.tensor(batch), model.device)
+        for of_label, ids in zip(scores.split(lengths, dim=1), candidates):
             if tuple(ids[: len(beginning)]) == beginning:
-                tokens = ids[first : first + log_p.shape[1]]
-                columns = list(range(len(tokens)))
-                scores[batch, first : first + len(tokens)] = log_p[:, columns, tokens].cpu()
+                for n, token in enumerate(ids[first : first + log_p.shape[1]]):
+                    of_label[rows, first + n] = log_p[:, n, token].to(model.device)
 
     for beginning in [()] if branch else beginnings:
         for batch in _batches(queries, batch_size, padded):
@@ -143,18 +145,19 @@ def label_token_scores(
             )
             write(batch, beginning, 0, log_p)
             if branch:
-                lengths = [len(row) for row in encoded]
                 tails = [tail for tail in beginnings if tail]
-                for part in _run_beginnings(model, cache, lengths, tails, batch_size, seen):
+                ends = [*map(len, encoded)]
+                for part in _run_beginnings(model, cache, ends, tails, batch_size, seen):
                     rows, tail, log_p = part
                     write(batch[rows], tail, 1, log_p)
-    if not all(scores.isfinite().all() for scores in result):
+    scores = scores.cpu()
+    if not scores.isfinite().all():
         raise MiniCPTError(
             f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite. "
             "Load it in float32 or bfloat16 (--dtype). If that is what it is in, its weights or the prompt are not "
             "finite: load them, or train, again."
         )
-    return result
+    return [part.contiguous() for part in scores.split(lengths, dim=1)]
 
 
 def _check_empty(prefix: Tensor | Prefix | None, P: int, queries: Sequence[Encoded]) -> None:
@@ -200,8 +203,8 @@ def _run_queries(
     P, B = len(seen), len(encoded)
     ids, mask, types = collate(encoded)  # (B, T), padding last
     mask = torch.cat((seen.to(mask).expand(B, -1), mask), dim=1)  # (B, P+T)
-    embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
-    rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
+    embeds = model.get_input_embeddings()(send(ids, model.device))  # (B, T, D)
+    rows = rows_of_prompt(model, prefix, embeds, mask, ids=ids, kept=kept, share=share)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
     ends = torch.tensor([before + len(row) for row in encoded])
     columns = ends[:, None] - n_label - 1 + torch.arange(n_label + 1)  # (B, n), of the rests
@@ -210,10 +213,13 @@ def _run_queries(
         at = columns
         if at.min() < 0:  # a query without tokens: the label comes right after the prefix
             hidden, at = rows.whole(hidden), at + P
-        return hidden[torch.arange(B)[:, None], at].flatten(0, 1)[None]  # (B, R, D) -> (1, B*n, D)
+        every = torch.arange(B, device=hidden.device)[:, None]
+        return hidden[every, send(at, hidden.device)].flatten(0, 1)[
+            None
+        ]  # (B, R, D) -> (1, B*n, D)
 
     # IAPT: what it reads ends where the label begins
-    roles = model.role_arguments(types.to(model.device)) if isinstance(model, ReadsRoles) else {}
+    roles = model.role_arguments(types) if isinstance(model, ReadsRoles) else {}
     result = rows.run(model, before_and_after_each, use_cache=use_cache, **roles)
     return result.logits[0].float().log_softmax(-1).unflatten(0, (B, -1)), result.cache
 
@@ -239,7 +245,7 @@ def _run_beginnings(
         for i in range(0, len(beginnings), size):
             chunk = beginnings[i : i + size]
             branched = Prefix(cache).branch(len(chunk), rows, padding=max(lengths) - length)
-            ids = collate([_label(ids) for ids in chunk])[0].to(model.device)  # (c, m)
+            ids = send(collate([_label(ids) for ids in chunk])[0], model.device)  # (c, m)
             embeds = model.get_input_embeddings()(ids).repeat(g, 1, 1)  # (g*c, m, D)
 
             def after_each(hidden):
@@ -248,7 +254,7 @@ def _run_beginnings(
                 return torch.cat(real)[None]  # (1, g * tokens of the chunk, D)
 
             whole = F.pad(seen, (0, length + ids.shape[1]), value=1)  # (P+T+m,)
-            mask = None if seen.all() else whole.expand(len(embeds), -1).to(model.device)
+            mask = whole.expand(len(embeds), -1)
             logits = run(model, embeds, mask, branched, pick=after_each).logits
             log_p = logits[0].float().log_softmax(-1).split([g * len(ids) for ids in chunk])
             for ids, part in zip(chunk, log_p):

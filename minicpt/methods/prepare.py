@@ -237,9 +237,8 @@ class Job:
     generator: torch.Generator
 
     def batch(self, chosen: list[int]) -> Batch:
-        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
-        rows = [self.rows[i] for i in chosen]
-        ids, mask, types = (tensor.to(self.base.device) for tensor in collate(rows))
+        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T) on the CPU."""
+        ids, mask, types = collate([self.rows[i] for i in chosen])
         return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
 
     def embedded_context(self) -> Tensor | None:
