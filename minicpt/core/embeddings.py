@@ -20,7 +20,7 @@ from .templates import tokenize
 
 def check_ids(name: str, ids: Tensor, word_embeddings: nn.Module) -> None:
     """Raise `MiniCPTError` if an id (tensor of any shape) has no row in the word embeddings."""
-    V, ids = word_embeddings.weight.shape[0], ids.cpu()
+    V = word_embeddings.weight.shape[0]
     wrong = ids[(ids < 0) | (ids >= V)]
     if wrong.numel():
         raise MiniCPTError(

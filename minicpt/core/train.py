@@ -63,7 +63,7 @@ def train(
             optimizer.step()
             schedule.step()
             after_step()
-            if len(unread) == LOOK or len(history) + len(unread) == steps:
+            if len(unread) == LOOK or schedule.last_epoch == steps:
                 losses = iter(torch.stack(sum(unread, [])).cpu().tolist())
                 for parts in unread:
                     history.append(sum(next(losses) for _ in parts))

@@ -155,8 +155,8 @@ class PromptedForward(peft.PeftModelForCausalLM):
             kwargs["position_ids"] = send(places[:, -rows.shape[1] :], rows.device)
         if labels is not None and not own_loss:
             kwargs["labels"] = send(labels, rows.device)
-        mask = attended(mask, rows.device)
-        output = self.base_model(inputs_embeds=rows, attention_mask=mask, **kwargs)
+        kwargs["attention_mask"] = attended(mask, rows.device)
+        output = self.base_model(inputs_embeds=rows, **kwargs)
         if own_loss:
             CPTEmbedding.calculate_loss(output, labels, types, config)
             output.loss = share * output.loss
@@ -270,7 +270,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
                 "cpt_mask with zeros needs a 2-D attention mask; leave static caches and 4-D masks out."
             )
         mask = mask.clone()
-        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask, device=mask.device)
+        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask)
         return mask
 
     def clear_prefix_cache(self) -> None:
@@ -293,7 +293,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             "candidates", torch.tensor([t for ids in candidates for t in ids]), self.word_embeddings
         )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask)]
+        rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids.cpu(), mask.cpu())]
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)

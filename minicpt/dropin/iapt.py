@@ -217,9 +217,9 @@ class IAPTModel(nn.Module):
             embeds = embed(send(input_ids, embed.weight.device))
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        text = torch.ones(B, T + max(past - S, 0), dtype=torch.long)
-        if attention_mask is not None:
-            text = attention_mask.cpu()
+        text = (
+            torch.ones(B, T + max(past - S, 0)) if attention_mask is None else attention_mask.cpu()
+        )
         if labels is not None:
             labels = labels.cpu()
             # nothing predicts a row's first token, whether padding stands before it or not
@@ -230,10 +230,11 @@ class IAPTModel(nn.Module):
                     "token of the batch."
                 )
         if not past:
-            answer = (
-                torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
-            )
-            answer = answer if input_type_mask is None else is_label(input_type_mask.cpu())
+            answer = torch.zeros_like(text)
+            if labels is not None:
+                answer = labels != IGNORE
+            if input_type_mask is not None:
+                answer = is_label(input_type_mask.cpu())
             instruction = text.bool() & (answer.cumsum(dim=1) == 0)
             embeds = self._with_slots(embeds)
             logits_to_keep = (
@@ -253,8 +254,8 @@ class IAPTModel(nn.Module):
             )
         if labels is not None:
             logits = output.logits[:, :-1].flatten(0, 1).float()
-            wanted = send(targets.flatten(), logits.device)
-            total = F.cross_entropy(logits, wanted, reduction="sum")
+            targets = send(targets.flatten(), logits.device)
+            total = F.cross_entropy(logits, targets, reduction="sum")
             output.loss = total / (num_items_in_batch or (targets != IGNORE).sum())
         return output
 

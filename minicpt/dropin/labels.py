@@ -25,7 +25,12 @@ def label_context(
     NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
     """
     (B, T), P = query.shape[:2], config.num_virtual_tokens
-    given, types = types is not None, torch.full((B, T), 4) if types is None else types
+    if types is None:
+        warn(
+            "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+            "the query's tokens (4 at its label) to say what is what."
+        )
+        types = torch.full((B, T), 4)
     for name, value in (("labels", labels), ("input_type_mask", types)):
         if tuple(value.shape) != (B, T):
             raise MiniCPTError(
@@ -43,11 +48,6 @@ def label_context(
         )
     types = shift_types(context_types, types.cpu().long(), strict=False)
     types = torch.cat((context_types.expand(B, -1), types), dim=1)
-    if not given:
-        warn(
-            "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-            "the query's tokens (4 at its label) to say what is what."
-        )
     context_ids = torch.tensor(config.cpt_token_ids).expand(B, -1)
     labels = torch.cat((context_ids, labels), dim=1).masked_fill(~is_label(types), IGNORE)
     counted = labels != IGNORE

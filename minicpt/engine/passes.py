@@ -47,8 +47,7 @@ def run(model, embeds, mask=None, cache=None, *, pick=nothing, use_cache=True, *
         kwargs["past_key_values"] = cache
     kwargs |= {"use_cache": use_cache, "return_dict": True}
     with during_this_call({model.get_output_embeddings(): before_the_head}):
-        mask = attended(mask, embeds.device)
-        output = model(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        output = model(inputs_embeds=embeds, attention_mask=attended(mask, embeds.device), **kwargs)
     return Run(output.logits, seen[0], output.get("past_key_values"))
 
 

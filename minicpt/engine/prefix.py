@@ -165,8 +165,9 @@ class Rows:
     def run(self, model, pick=nothing, *, use_cache: bool = True, **kwargs) -> Run:
         """Run the rests; `pick` and the result's `hidden` are about them alone: (B, R, D)."""
         if self.positions is not None:
-            positions = self.positions[:, -self.rest.shape[1] :]
-            kwargs["position_ids"] = send(positions, self.rest.device)
+            kwargs["position_ids"] = send(
+                self.positions[:, -self.rest.shape[1] :], self.rest.device
+            )
         if self.prefix is None:
             return run(model, self.rest, self.mask, pick=pick, use_cache=use_cache, **kwargs)
         cache = self.prefix.branch(len(self.rest))
@@ -270,7 +271,7 @@ def loss_after(
     `seen` (B, P): which prompt tokens each row may attend to, by default all; where rows differ in that, and the prompt
     has yet to be run, they cannot share it (`share=False`).
     """
-    ids, mask, types, labels = ids.cpu(), mask.cpu(), types.cpu(), labels.cpu()
+    ids, mask, types, labels = (x.cpu() for x in (ids, mask, types, labels))
     before = (tokens_of(prompt), 0)  # (B, T) -> (B, P+T)
     types, labels = F.pad(types, before), F.pad(labels, before, value=IGNORE)
     mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)

@@ -124,11 +124,11 @@ def label_token_scores(
 
     def write(batch: list[int], beginning: tuple, first: int, log_p: Tensor) -> None:
         """Enter log_p (B, n, V): the tokens from `first` on of the labels that have this beginning."""
-        rows = send(torch.tensor(batch), model.device)
+        numbers = send(torch.tensor(batch), model.device)
         for of_label, ids in zip(scores.split(lengths, dim=1), candidates):
             if tuple(ids[: len(beginning)]) == beginning:
                 for n, token in enumerate(ids[first : first + log_p.shape[1]]):
-                    of_label[rows, first + n] = log_p[:, n, token].to(model.device)
+                    of_label[numbers, first + n] = log_p[:, n, token].to(model.device)
 
     for beginning in [()] if branch else beginnings:
         for batch in _batches(queries, batch_size, padded):
@@ -253,8 +253,7 @@ def _run_beginnings(
                 real = [hidden[:, c, : len(ids)].flatten(0, 1) for c, ids in enumerate(chunk)]
                 return torch.cat(real)[None]  # (1, g * tokens of the chunk, D)
 
-            whole = F.pad(seen, (0, length + ids.shape[1]), value=1)  # (P+T+m,)
-            mask = whole.expand(len(embeds), -1)
+            mask = F.pad(seen, (0, length + ids.shape[1]), value=1).expand(len(embeds), -1)
             logits = run(model, embeds, mask, branched, pick=after_each).logits
             log_p = logits[0].float().log_softmax(-1).split([g * len(ids) for ids in chunk])
             for ids, part in zip(chunk, log_p):

@@ -313,7 +313,6 @@ def prepare(
     if spec.trains in ("lora", "iapt"):  # at all of a row's tokens
         logits = longest_row
     sizes = prompt.before, longest_row, batch, rows_at_once, shared, logits
-    at_once = rows_that_fit(base.model, base.device, *sizes)
-    generator = torch.Generator().manual_seed(split.seed)
-    recipe = replace(recipe, at_once=at_once)
-    return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, generator)
+    recipe = replace(recipe, at_once=rows_that_fit(base.model, base.device, *sizes))
+    order = torch.Generator().manual_seed(split.seed)
+    return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, order)

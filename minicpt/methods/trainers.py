@@ -144,8 +144,8 @@ def train_lora(job: Job) -> Fitted:
 
     def loss_of(chosen: list[int]) -> Tensor:
         ids, mask, types, labels = job.batch(chosen)
-        device = job.base.device
-        logits = model(input_ids=send(ids, device), attention_mask=attended(mask, device)).logits
+        mask = attended(mask, model.device)
+        logits = model(input_ids=send(ids, model.device), attention_mask=mask).logits
         return label_loss(logits, labels, types, reduction="sum")
 
     weights = [p for p in model.parameters() if p.requires_grad]
