@@ -3,6 +3,7 @@
     make reproduce ablations bench && python data_scripts/update_readme.py
 
 results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
+results/gpu/report.md (by `make gpu`) -> minicpt/assets/reference_gpu.md -> docs/speed.md, and notebook 09;
 reference_smollm2_cells.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) -> docs/real_models.md.
 What has not been computed stays as it is.
 """
@@ -22,6 +23,8 @@ from minicpt.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+GPU = ASSETS / "reference_gpu.md"
+DRY_RUN = "**A dry run:"  # as tests/bench/gpu.py writes it
 REFERENCES = {  # asset: its source under results/, made by a command that docs/ name
     "reference_overall.csv": "few_shot/overall.csv",
     "reference_table.csv": "few_shot/table.csv",
@@ -97,6 +100,14 @@ def prompt_tuning_block() -> str:
     )
 
 
+def gpu_report(path: Path = Path("results/gpu/report.md")) -> str | None:
+    """The report of `make gpu`; None while there is none, or one of a dry run only."""
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    return None if DRY_RUN in text else text
+
+
 def folded(title: str, text: str) -> str:
     """Markdown that the web shows as its title until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>\n"
@@ -123,6 +134,9 @@ def main() -> None:
     if (bench := Path("results/bench/cpu.md")).exists():
         blocks.append(("speed.md", "bench", bench.read_text(encoding="utf-8")))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
+    if (report := gpu_report()) is not None:
+        GPU.write_text(report, encoding="utf-8")
+        blocks.append(("speed.md", "gpu", report))
     if compare_prompt_tuning.FILE.exists():
         blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))
     for page, name, new in blocks:
