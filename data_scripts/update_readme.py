@@ -3,7 +3,7 @@
     make reproduce ablations bench && python data_scripts/update_readme.py
 
 results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
-results/gpu/report.md (by `make gpu`) -> minicpt/assets/reference_gpu.md -> docs/speed.md, and notebook 09;
+results/gpu/report.md, by `make gpu` -> docs/speed.md, to which notebook 09 points;
 reference_smollm2_cells.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) -> docs/real_models.md.
 What has not been computed stays as it is.
 """
@@ -23,7 +23,6 @@ from minicpt.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-GPU = ASSETS / "reference_gpu.md"
 DRY_RUN = "**A dry run:"  # as tests/bench/gpu.py writes it
 REFERENCES = {  # asset: its source under results/, made by a command that docs/ name
     "reference_overall.csv": "few_shot/overall.csv",
@@ -135,7 +134,6 @@ def main() -> None:
         blocks.append(("speed.md", "bench", bench.read_text(encoding="utf-8")))
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
     if (report := gpu_report()) is not None:
-        GPU.write_text(report, encoding="utf-8")
         blocks.append(("speed.md", "gpu", report))
     if compare_prompt_tuning.FILE.exists():
         blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))

@@ -139,11 +139,10 @@ def test_a_model_that_does_not_fit_is_skipped_with_what_it_needs(monkeypatch, tm
         gpu.model_of(settings, "Llama-3-8B")
 
 
-def test_the_page_shows_the_report_or_says_that_there_is_none():
+def test_the_page_has_a_place_for_the_report_and_keeps_what_stands_there_without_one(tmp_path):
     text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-    block = text.split("<!-- gpu: ")[1].split("<!-- /gpu -->")[0]
-    if update_readme.GPU.exists():
-        report = update_readme.GPU.read_text(encoding="utf-8")
-        assert update_readme.with_block(text, "gpu", report) == text
-    else:
-        assert "Nobody has run it yet" in block
+    assert "a report" in update_readme.with_block(text, "gpu", "a report\n")
+    path = tmp_path / "report.md"
+    assert update_readme.gpu_report(path) is None
+    path.write_text("a report\n", encoding="utf-8")
+    assert update_readme.gpu_report(path) == "a report\n"

@@ -9,7 +9,7 @@
 A piece takes less than ten minutes and leaves one file in results/gpu/. It counts as done if it was made on the same
 device with the same versions and settings. What cannot be run here (no weights, no data, too little memory) is skipped
 with its reason and tried again at the next call. However it ends, report.md and report.html say what there is; after
-data_scripts/update_readme.py docs/speed.md and notebook 09 show it.
+data_scripts/update_readme.py docs/speed.md shows it, to which notebook 09 points.
 
 Models of the speed stage have random weights, for speed does not depend on them, at their full depth. `--tiny` shrinks
 everything to a dry run of seconds: it shows that the script works, and nothing else.
@@ -206,6 +206,7 @@ def notebook(settings: Settings, path: Path) -> dict:
             str(target),
             parameters=parameters,
             kernel_name="python3",
+            language="python",
             cwd=str(path.parent),
             execution_timeout=LIMIT,
             progress_bar=False,
