@@ -218,7 +218,9 @@ class IAPTModel(nn.Module):
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = (
-            torch.ones(B, T + max(past - S, 0)) if attention_mask is None else attention_mask.cpu()
+            torch.ones(B, T + max(past - S, 0)).long()
+            if attention_mask is None
+            else attention_mask.cpu()
         )
         if labels is not None:
             labels = labels.cpu()
