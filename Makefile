@@ -33,7 +33,7 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup book book-serve reproduce real why ablations table1 table2 figure1 test quick mutants lint bench lab \
+.PHONY: help setup book book-serve reproduce real why ablations table1 table2 figure1 test quick mutants lint bench gpu lab \
   check-install smollm2 notebooks exercises clean
 
 help:  ## show this list
@@ -100,6 +100,9 @@ lint: setup  ## the formatter and the linter, as continuous integration asks the
 bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the paper's sizes); on the CPU whole cells
 	OMP_NUM_THREADS=2 $(PYTHON) tests/bench/bench.py --device $(DEVICE) --threads 2 --out results/bench
 	$(if $(filter cpu,$(DEVICE)),OMP_NUM_THREADS=2 $(PYTHON) tests/bench/cells.py --threads 2 --out results/bench)
+
+gpu: setup  ## what a GPU shows, in pieces that resume: equal to the CPU, notebooks, speed, a table (ARGS="--minutes 9")
+	$(PYTHON) tests/bench/gpu.py $(ARGS)
 
 lab: setup  ## open JupyterLab at notebook 00
 	$(PYTHON) -m jupyter lab notebooks/00_start_here.ipynb

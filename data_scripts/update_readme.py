@@ -3,6 +3,7 @@
     make reproduce ablations bench && python data_scripts/update_readme.py
 
 results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
+results/gpu/report.md, by `make gpu` -> docs/speed.md, to which notebook 09 points;
 reference_smollm2_cells.csv, reference_smollm2_radius.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) ->
 docs/real_models.md.
 What has not been computed stays as it is.
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SEEDS = 5  # of a cell on the real model
 SIX = ["zero", "icl", "pt", "ipt", "lora", "cpt"]
+DRY_RUN = "**A dry run:"  # as tests/bench/gpu.py writes it
 REFERENCES = {  # asset: its source under results/, made by a command that docs/ name
     "reference_overall.csv": "few_shot/overall.csv",
     "reference_table.csv": "few_shot/table.csv",
@@ -136,6 +138,14 @@ def prompt_tuning_block() -> str:
     )
 
 
+def gpu_report(path: Path = Path("results/gpu/report.md")) -> str | None:
+    """The report of `make gpu`; None while there is none, or one of a dry run only."""
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    return None if DRY_RUN in text else text
+
+
 def folded(title: str, text: str) -> str:
     """Markdown that the web shows as its title until it is clicked."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>\n"
@@ -166,6 +176,8 @@ def main() -> None:
         shutil.copyfile(bench.with_suffix(".png"), ROOT / "tests/bench/cpu.png")
     if (cells := Path("results/bench/cells.md")).exists():
         blocks.append(("speed.md", "cells", cells.read_text(encoding="utf-8")))
+    if (report := gpu_report()) is not None:
+        blocks.append(("speed.md", "gpu", report))
     if compare_prompt_tuning.FILE.exists():
         blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))
     for page, name, new in blocks:

@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook(
     [
         "minicpt.core",
+        "minicpt.engine.passes",
         "minicpt.engine.prefix",
         "minicpt.engine.scores",
         "minicpt.dropin.iapt",

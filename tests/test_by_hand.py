@@ -239,8 +239,9 @@ def test_the_logits_of_a_step_are_counted_as_often_as_they_are_held():
     with LiveBytes() as live:
         logits = model(inputs_embeds=embeds).logits
         label_loss(logits, ids.masked_fill(types != 4, IGNORE), types, reduction="sum").backward()
-    estimate = memory.training_bytes(model, rows, 0, query)
-    assert live.peak < estimate < 1.6 * live.peak
+    # an index's gradient is written into zeros; under a watch torch copies these first
+    held = live.peak - 4 * rows * query * V
+    assert held < memory.training_bytes(model, rows, 0, query) < 1.6 * held
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ WINGS = {
     "pictures": [],
     "schema": [],
     "data": [],
-    "engine": ["memory", "sources", "base_models", "modules", "prefix", "trees", "scores"],
+    "engine": [
+        "memory",
+        "sources",
+        "base_models",
+        "modules",
+        "passes",
+        "prefix",
+        "trees",
+        "scores",
+    ],
     "dropin": ["outputs", "configs", "saving", "labels", "padding", "forward", "iapt", "model"],
     "methods": [
         "registry",
@@ -155,8 +164,8 @@ def test_compact_is_counted_in_what_a_reader_must_take_in():
     lines = {module: len(source(module).splitlines()) for module in MODULES}
     tokens = {module: tokens_of_code(source(module)) for module in MODULES}
     core = [module for module in MODULES if module.startswith("core/")]
-    assert sum(tokens[module] for module in core) <= 4_700
-    assert sum(lines[module] for module in core) <= 780
+    assert sum(tokens[module] for module in core) <= 4_810
+    assert sum(lines[module] for module in core) <= 795
     # of these, some 5,000 check what people hand over, keep threads apart, and know when a kept cache is stale
     assert sum(tokens.values()) <= 52_900
     assert {module: n for module, n in lines.items() if n > 320} == {}

@@ -15,6 +15,7 @@ from minicpt.engine import base_models, memory
 from minicpt.engine.base_models import BaseModel, load_base, weightless
 from minicpt.engine.prefix import loss_after
 from minicpt.errors import MiniCPTError
+from minicpt.methods import trainers
 from minicpt.methods.fit import fit
 
 CPU = torch.device("cpu")
@@ -271,8 +272,11 @@ def test_device_map_spreads_a_model_and_scores_stay():
     torch.testing.assert_close(*scores)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("method", ["zero", "icl", "pt", "ipt", "lora", "cpt", "cpt_instr"])
+HALF = [("zero", "float16"), ("icl", "float16")]
+HALF += [(m, "bfloat16") for m in ("zero", "icl", "pt", "ipt", "lora", "cpt", "cpt_instr")]
+
+
+@pytest.mark.parametrize("method, dtype", HALF)
 def test_every_method_runs_in_half_precision(method, dtype):
     base, split = (
         load_base(dtype=dtype, device="cpu"),
@@ -283,6 +287,47 @@ def test_every_method_runs_in_half_precision(method, dtype):
     predictor.close()
     assert base.model.dtype == getattr(torch, dtype) and torch.isfinite(raw).all()
     assert all(loss == loss for loss in predictor.history)
+
+
+def test_training_in_float16_is_refused_before_it_begins():
+    base, split = load_base(dtype="float16", device="cpu"), make_split(load_task("trec"), 2, seed=0)
+    for method in ("pt", "lora", "cpt", "ct_kv", "iapt"):
+        with pytest.raises(MiniCPTError, match="bfloat16 or float32"):
+            fit(method, base, split)
+
+
+# |loss in bfloat16 - loss in float32|, in units of the first loss in float32: at the first step it is the rounding of
+# weights and activations alone, over twenty steps the trainings drift apart. Measured: 0.010 and 0.028 at most
+FIRST_STEP, TWENTY_STEPS = 0.02, 0.06
+
+
+@pytest.mark.parametrize("method", ["cpt", "pt", "lora", "ct_kv"])
+def test_twenty_steps_on_a_bfloat16_model_stay_close_to_float32(method):
+    split, losses, dtypes = make_split(load_task("trec"), 4, seed=0, n_test=4), {}, {}
+    for dtype in ("float32", "bfloat16"):
+        seen = []
+
+        def train(loss_of, parameters, *args, **kwargs):
+            parameters = list(parameters)
+            seen.extend(parameters)
+
+            def noted(rows):
+                loss = loss_of(rows)
+                seen.append(loss)
+                return loss
+
+            return plain(noted, parameters, *args, **kwargs)
+
+        plain = trainers.train
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainers, "train", train)
+            predictor = fit(method, load_base("micro", "cpu", dtype), split, {"epochs": 20})
+        losses[dtype] = torch.tensor(predictor.history)
+        dtypes[dtype] = {tensor.dtype for tensor in seen}
+    assert dtypes["bfloat16"] == {torch.float32}  # what is trained, and the loss
+    difference = (losses["bfloat16"] - losses["float32"]).abs() / losses["float32"][0]
+    assert len(difference) == 20 and 0 < difference[0] < FIRST_STEP
+    assert difference.max() < TWENTY_STEPS
 
 
 def test_a_failed_allocation_is_recognised():

@@ -428,16 +428,19 @@ def test_unknown_method_and_missing_instruction(random_base, split):
         fit.fit("cpt_instr", random_base, bare, HP)
 
 
-def test_divergence_stops_at_once_and_lora_is_taken_off_again(random_base, split, monkeypatch):
+def test_divergence_stops_within_ten_steps_names_the_step_and_takes_lora_off(
+    random_base, split, monkeypatch
+):
     calls = []
 
     def loss_of(chosen):
         calls.append(1)
-        return torch.tensor(float("nan") if len(calls) == 3 else 1.0, requires_grad=True)
+        return torch.tensor(float("nan") if len(calls) == 13 else 1.0, requires_grad=True)
 
-    with pytest.raises(TrainingDiverged, match="nan at step 3 of 10"):
-        train(loss_of, [torch.zeros(1, requires_grad=True)], 4, Recipe(0.1, 10), torch.Generator())
-    assert len(calls) == 3
+    recipe = Recipe(0.1, 25)
+    with pytest.raises(TrainingDiverged, match="nan at step 13 of 25"):
+        train(loss_of, [torch.zeros(1, requires_grad=True)], 4, recipe, torch.Generator())
+    assert len(calls) == 20  # the losses are read every ten steps
     monkeypatch.setattr(
         trainers, "label_loss", lambda *_, **__: torch.tensor(math.inf, requires_grad=True)
     )

@@ -163,10 +163,9 @@ class CPTEmbedding(nn.Module):
 
         Source: PEFT `CPTEmbedding.calculate_loss`, same numbers for `opt_loss_reduction="mean"` (the default).
         """
-        logits = base_model_output.logits
-        labels, types = labels.to(logits.device), cpt_type_mask.to(logits.device)
         options = CPTEmbedding.loss_options(config)
-        base_model_output.loss = label_loss(logits, labels, types, **options)
+        logits = base_model_output.logits
+        base_model_output.loss = label_loss(logits, labels, cpt_type_mask, **options)
         return base_model_output
 
     @torch.no_grad()

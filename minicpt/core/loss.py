@@ -17,6 +17,11 @@ from .masks import example_of, is_label
 IGNORE = -100
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device without waiting for what a GPU has still to do."""
+    return tensor.to(device, non_blocking=device.type != "mps")  # where that gives wrong numbers
+
+
 def label_numbers(types: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     """Number the labels of each row 1, 2, ... by their example; 0 at all other tokens."""
     return torch.where(is_label(types), example_of(types) + 1, 0)
@@ -73,11 +78,12 @@ def label_loss(
     Position s predicts token s+1, as in any causal language model. Labels of -100 are left out.
     Sources: paper 3.2.1, PEFT `CPTEmbedding.calculate_loss`.
     """
-    weights = token_weights(labels[:, 1:], types[:, 1:], decay, reduction, context_weight)
-    counted = labels[:, 1:] != IGNORE
+    device, labels, types = logits.device, labels[:, 1:].cpu(), types[:, 1:].cpu()
+    weights = token_weights(labels, types, decay, reduction, context_weight)
     # only the counted positions: the softmax over V is the expensive part
-    predicted, targets = logits[:, :-1][counted].float(), labels[:, 1:][counted]  # (n, V), (n,)
-    losses = F.cross_entropy(predicted, targets, reduction="none")
+    row, column = counted = (labels != IGNORE).nonzero(as_tuple=True)  # (n,), (n,)
+    predicted = logits[send(row, device), send(column, device)].float()  # (n, V)
+    losses = F.cross_entropy(predicted, send(labels[counted], device), reduction="none")
     if reduction == "mean" and not len(losses):
         return losses.mean()  # NaN, as PEFT
-    return (losses * weights[counted]).sum()  # sum_k omega_k * CE(label k)
+    return (losses * send(weights[counted], device)).sum()  # sum_k omega_k * CE(label k)

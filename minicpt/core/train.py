@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import TrainingDiverged
 
+LOOK = 10  # steps between two looks at the losses; on a GPU each waits for all that is queued
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,34 +40,40 @@ def train(
     `parameters` are tensors, or groups {"params": tensors, "lr": their own rate}, as an optimiser
     takes them. Each epoch passes once over the rows, in random order. The learning rate falls
     linearly to zero, the Trainer default that the paper's authors used in their demo. `after_step`
-    is where CPT projects. Raises `TrainingDiverged` as soon as a loss is NaN or infinite.
+    is where CPT projects. Raises `TrainingDiverged`, which names the step, if a loss is NaN or
+    infinite, `LOOK` steps later at most.
     """
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     size = min(recipe.batch_size or n_rows, n_rows)
     steps = recipe.epochs * math.ceil(n_rows / size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    history = []
+    history, unread = [], []  # of the steps that nobody has looked at yet: the losses of each part
     for _ in range(recipe.epochs):
         order = torch.randperm(n_rows, generator=generator)
         for batch in order.split(size):
             optimizer.zero_grad()
-            loss = 0.0
+            unread.append([])
             for part in batch.split(recipe.at_once or size):
                 # weighted by their rows, the parts' mean losses and gradients add up to the batch's
                 share = loss_of(part.tolist()) * (len(part) / len(batch))
-                if not torch.isfinite(share):
-                    raise TrainingDiverged(
-                        f"The loss became {share.item()} at step {len(history) + 1} of {steps} "
-                        f"(learning rate {recipe.lr}). Lower the learning rate; if that is of no "
-                        "help, or nothing was trained yet (step 1), load the model in float32 or "
-                        "bfloat16 (--dtype), and check its weights and the labels' roles."
-                    )
                 share.backward()
-                loss += share.item()
+                unread[-1].append(share.detach())
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
             optimizer.step()
             schedule.step()
             after_step()
-            history.append(loss)
+            if len(unread) == LOOK or schedule.last_epoch == steps:
+                losses = iter(torch.stack(sum(unread, [])).cpu().tolist())
+                for parts in unread:
+                    history.append(sum(next(losses) for _ in parts))
+                    if not math.isfinite(history[-1]):
+                        raise TrainingDiverged(
+                            f"The loss became {history[-1]} at step {len(history)} of {steps} "
+                            f"(learning rate {recipe.lr}). Lower the learning rate; if that is of "
+                            "no help, or nothing was trained yet (step 1), load the model in "
+                            "float32 or bfloat16 (--dtype), and check its weights and the labels' "
+                            "roles."
+                        )
+                unread = []
     return history

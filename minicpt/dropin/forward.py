@@ -13,9 +13,10 @@ from transformers import DynamicCache
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
-from ..core.loss import IGNORE, token_weights
+from ..core.loss import IGNORE, send, token_weights
 from ..core.templates import Encoded
 from ..engine.modules import is_hooked
+from ..engine.passes import attended
 from ..engine.prefix import KeptPrefix, rows_of_prompt, why_not_shared
 from ..engine.scores import label_scores
 from ..errors import MiniCPTError
@@ -74,9 +75,12 @@ class PromptedForward(peft.PeftModelForCausalLM):
         self._adjust_prompt_learning_kwargs(config, kwargs=kwargs)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         types, items = kwargs.pop("input_type_mask", None), kwargs.get("num_items_in_batch")
+        queries, ids = inputs_embeds, None
         if input_ids is not None:
-            check_ids("input_ids", input_ids, self.word_embeddings)
-        queries = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+            ids = input_ids.cpu()
+            check_ids("input_ids", ids, self.word_embeddings)
+        if inputs_embeds is None:
+            queries = self.word_embeddings(send(input_ids, self.word_embeddings.weight.device))
         cache, P = kwargs.get("past_key_values"), len(self.prompt_tokens[self.active_adapter])
         filled = cache.get_seq_length() if cache is not None else 0
         if filled and (labels is not None or filled < P):
@@ -87,6 +91,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
         mask, places = self._mask_rows(attention_mask, queries, max(filled - P, 0))
         share = 1.0
         if labels is not None:
+            labels = labels.cpu()
             if config.peft_type == PeftType.CPT:
                 share = share_of_batch(self.base_model, labels, items, self._warn_once)
                 labels, types = label_context(labels, types, config, queries, self._warn_once)
@@ -97,7 +102,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
                 labels, types = beside_the_prompt(labels, types, mask, P)
         if filled or self._asks_for_more(labels, kwargs):
             return self._plain_forward(queries, mask, places, labels, types, share, **kwargs)
-        return self._shared_forward(queries, mask, places, labels, types, share, **kwargs)
+        return self._shared_forward(queries, ids, mask, places, labels, types, share, **kwargs)
 
     def _asks_for_more(self, labels: Tensor | None, given: dict) -> bool:
         """Whether the call wants something that only whole rows in one plain pass can give."""
@@ -124,15 +129,14 @@ class PromptedForward(peft.PeftModelForCausalLM):
         if mask is None and all(getattr(config, "cpt_mask", ())):
             return None, None
         if mask is None:
-            mask = torch.ones(B, cached + T, device=queries.device)
+            mask = torch.ones(B, cached + T)
         if tuple(mask.shape) != (B, cached + T):
             raise MiniCPTError(
                 f"attention_mask has shape {tuple(mask.shape)}; it needs one entry per query token, {(B, cached + T)}, "
                 "those in past_key_values included, and none for the prompt."
             )
-        mask = torch.cat(
-            (mask.new_ones(B, len(self.prompt_tokens[self.active_adapter])), mask), dim=1
-        )
+        before = mask.new_ones(B, len(self.prompt_tokens[self.active_adapter]))
+        mask = torch.cat((before, mask), dim=1).cpu()
         return self._mask_context(mask, config), positions(self.base_model, mask)
 
     def _plain_forward(self, queries, mask, places, labels, types, share, **kwargs):
@@ -148,10 +152,11 @@ class PromptedForward(peft.PeftModelForCausalLM):
             prompt = self.get_prompt(batch_size=len(queries)).to(queries.dtype)
             rows = torch.cat((prompt, queries), dim=1)  # (B, P+T, D)
         if places is not None:
-            kwargs["position_ids"] = places[:, -rows.shape[1] :]
+            kwargs["position_ids"] = send(places[:, -rows.shape[1] :], rows.device)
         if labels is not None and not own_loss:
-            kwargs["labels"] = labels
-        output = self.base_model(inputs_embeds=rows, attention_mask=mask, **kwargs)
+            kwargs["labels"] = send(labels, rows.device)
+        kwargs["attention_mask"] = attended(mask, rows.device)
+        output = self.base_model(inputs_embeds=rows, **kwargs)
         if own_loss:
             CPTEmbedding.calculate_loss(output, labels, types, config)
             output.loss = share * output.loss
@@ -160,6 +165,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
     def _shared_forward(
         self,
         queries,
+        ids,
         mask,
         places,
         labels,
@@ -179,14 +185,14 @@ class PromptedForward(peft.PeftModelForCausalLM):
         elif labels is not None:
             counted = labels[:, 1:] != IGNORE
             items = counted.sum() if num_items_in_batch is None else num_items_in_batch
-            weights = counted / items
+            weights = counted / int(items)
         reason = why_not_shared(self.base_model)
         if reason:
             self._warn_once(f"The prompt is run anew for every row, which is slower: {reason}.")
         prompt = self.get_prompt(batch_size=1)
         use_cache = not torch.is_grad_enabled() if use_cache is None else use_cache
         rows = rows_of_prompt(
-            self.base_model, prompt, queries, mask, kept=self._kept, share=not reason
+            self.base_model, prompt, queries, mask, ids=ids, kept=self._kept, share=not reason
         )
         rows = replace(rows, positions=places)
         return output_of(self.base_model, rows, labels, weights, logits_to_keep, use_cache)
@@ -264,7 +270,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
                 "cpt_mask with zeros needs a 2-D attention mask; leave static caches and 4-D masks out."
             )
         mask = mask.clone()
-        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask, device=mask.device)
+        mask[:, : config.num_virtual_tokens] = torch.tensor(config.cpt_mask)
         return mask
 
     def clear_prefix_cache(self) -> None:
@@ -287,7 +293,7 @@ class PromptedForward(peft.PeftModelForCausalLM):
             "candidates", torch.tensor([t for ids in candidates for t in ids]), self.word_embeddings
         )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask)]
+        rows = [ids[real.bool()].tolist() for ids, real in zip(input_ids.cpu(), mask.cpu())]
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)

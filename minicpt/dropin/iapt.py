@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core.embeddings import check_ids
-from ..core.loss import IGNORE
+from ..core.loss import IGNORE, send
 from ..core.masks import is_label
 from ..engine.modules import during_this_call
+from ..engine.passes import attended
 from ..errors import MiniCPTError
 from .configs import IAPTConfig
 from .padding import positions
@@ -171,7 +172,7 @@ class IAPTModel(nn.Module):
             before, text = args[0][:, :first], args[0][:, last:]  # (B, S+T, D) without the slots
             # generate() repeats rows for beams
             mask = instruction.repeat_interleave(len(text) // len(instruction), dim=0)[:, first:]
-            soft = generator(text, mask).to(text.dtype)  # (B, S, D)
+            soft = generator(text, send(mask, text.device)).to(text.dtype)  # (B, S, D)
             return torch.cat((before, soft, text), dim=1), *args[1:]
 
         with during_this_call(dict.fromkeys(waiting, fill)):
@@ -213,15 +214,16 @@ class IAPTModel(nn.Module):
         """
         if (embeds := inputs_embeds) is None:
             check_ids("input_ids", input_ids, embed := self.base_model.get_input_embeddings())
-            embeds = embed(input_ids)
+            embeds = embed(send(input_ids, embed.weight.device))
         S, (B, T) = self.num_virtual_tokens, embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         text = (
-            embeds.new_ones(B, T + max(past - S, 0), dtype=torch.long)
+            torch.ones(B, T + max(past - S, 0)).long()
             if attention_mask is None
-            else attention_mask
+            else attention_mask.cpu()
         )
         if labels is not None:
+            labels = labels.cpu()
             # nothing predicts a row's first token, whether padding stands before it or not
             targets = labels[:, 1:].masked_fill(text[:, -T:-1] == 0, IGNORE)
             if num_items_in_batch is None and (targets == IGNORE).all():
@@ -230,10 +232,11 @@ class IAPTModel(nn.Module):
                     "token of the batch."
                 )
         if not past:
-            answer = (
-                torch.zeros_like(text, dtype=torch.bool) if labels is None else labels != IGNORE
-            )
-            answer = answer if input_type_mask is None else is_label(input_type_mask)
+            answer = torch.zeros_like(text)
+            if labels is not None:
+                answer = labels != IGNORE
+            if input_type_mask is not None:
+                answer = is_label(input_type_mask.cpu())
             instruction = text.bool() & (answer.cumsum(dim=1) == 0)
             embeds = self._with_slots(embeds)
             logits_to_keep = (
@@ -242,18 +245,19 @@ class IAPTModel(nn.Module):
         mask = self._mask(text)
         places = positions(self.base_model, mask)
         if places is not None:
-            kwargs["position_ids"] = places[:, past:]
+            kwargs["position_ids"] = send(places[:, past:], embeds.device)
         with contextlib.nullcontext() if past else self._generating(instruction):
             output = self.base_model(
                 inputs_embeds=embeds,
-                attention_mask=mask,
+                attention_mask=attended(mask, embeds.device),
                 past_key_values=past_key_values,
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
         if labels is not None:
             logits = output.logits[:, :-1].flatten(0, 1).float()
-            total = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+            targets = send(targets.flatten(), logits.device)
+            total = F.cross_entropy(logits, targets, reduction="sum")
             output.loss = total / (num_items_in_batch or (targets != IGNORE).sum())
         return output
 

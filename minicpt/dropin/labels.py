@@ -19,20 +19,25 @@ def label_context(
     query: Tensor,
     warn: Callable[[str], None],
 ) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """Put the context's labels and types before the query's: each (B, T) -> (B, S), S = P+T, -100 off labels.
+    """Put the context's labels and types before the query's: each (B, T) -> (B, S) on the CPU, -100 off labels.
 
-    `query` (B, T, D) tells sizes and device. Raises `MiniCPTError` for wrong shapes and where the loss would be
+    S = P+T; `query` (B, T, D) tells sizes. Raises `MiniCPTError` for wrong shapes and where the loss would be
     NaN; `warn` gets what is as in PEFT but hardly meant. Source: PEFT `_cpt_forward`.
     """
-    (B, T), P, device = query.shape[:2], config.num_virtual_tokens, query.device
-    given, types = types is not None, torch.full((B, T), 4) if types is None else types
+    (B, T), P = query.shape[:2], config.num_virtual_tokens
+    if types is None:
+        warn(
+            "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
+            "the query's tokens (4 at its label) to say what is what."
+        )
+        types = torch.full((B, T), 4)
     for name, value in (("labels", labels), ("input_type_mask", types)):
         if tuple(value.shape) != (B, T):
             raise MiniCPTError(
                 f"{name} has shape {tuple(value.shape)}; it needs one entry per query token, {(B, T)}, and none "
                 "for the context, whose own come from the configuration."
             )
-    context_types = torch.tensor(config.cpt_tokens_type_mask, device=device)
+    context_types = torch.tensor(config.cpt_tokens_type_mask)
     if is_unfinished(context_types):
         counts = 4 - max(config.cpt_tokens_type_mask) % 4
         warn(
@@ -41,17 +46,10 @@ def label_context(
             "every token of the context its role, 1 to 4 in the first example, 5 to 8 in the next, and let the last "
             "example end with its label."
         )
-    types = shift_types(context_types, types.to(device).long(), strict=False)
+    types = shift_types(context_types, types.cpu().long(), strict=False)
     types = torch.cat((context_types.expand(B, -1), types), dim=1)
-    if not given:
-        warn(
-            "No input_type_mask: every labelled token counts as part of one label, as in PEFT. Pass the roles of "
-            "the query's tokens (4 at its label) to say what is what."
-        )
-    context_ids = torch.tensor(config.cpt_token_ids, device=device).expand(B, -1)
-    labels = torch.cat((context_ids, labels.to(device)), dim=1).masked_fill(
-        ~is_label(types), IGNORE
-    )
+    context_ids = torch.tensor(config.cpt_token_ids).expand(B, -1)
+    labels = torch.cat((context_ids, labels), dim=1).masked_fill(~is_label(types), IGNORE)
     counted = labels != IGNORE
     if not counted[:, 1:].any():
         raise MiniCPTError(
@@ -102,7 +100,8 @@ def share_of_batch(
     """
     shifts = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
     own = (labels[:, int(shifts) :] != IGNORE).sum(dim=1)  # (B,)
-    if items is None or not items or items == own.sum():
+    items = int(items or 0)
+    if items in (0, own.sum()):
         return 1.0
     if (items % own.clamp(min=1)).any():
         warn(

@@ -167,7 +167,7 @@ class PeftModelForCausalLM(PromptedForward, PeftModel):
         encoder = ENCODERS[config.peft_type](config, self.word_embeddings).to(self.device)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(
-            config.num_virtual_tokens * config.num_transformer_submodules
+            config.num_virtual_tokens * config.num_transformer_submodules, device=self.device
         )
 
     # ---- files -----------------------------------------------------------------------------------------------------

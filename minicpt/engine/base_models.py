@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..core.templates import leading_ids
-from ..errors import MiniCPTError
+from ..errors import MiniCPTError, warn
 from .memory import check_weights
 from .sources import (
     MICRO,  # noqa: F401
@@ -121,6 +121,16 @@ def load_base(
         ) from error
     finally:
         logging.enable_progress_bar()
+    # flash attention takes no mask, and a shared prefix needs one; the kernel that does starts here
+    if (
+        device == "cuda"
+        and model.dtype == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(False)
+    ):
+        warn(
+            "This GPU is too old for bfloat16 (compute capability below 8.0): attention falls back to PyTorch's math "
+            "path, which holds the whole matrix of attention weights. Use float32."
+        )
     leading = _check(tokenizer, model.eval(), short)
     model.requires_grad_(False)
     return BaseModel(short, model, tokenizer, model_fingerprint(name), leading if bos else ())

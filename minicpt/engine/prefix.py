@@ -11,7 +11,6 @@ The *prompt* stands before every query; the *prefix* is what rows share, already
 import copy
 import threading
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,56 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..core.loss import IGNORE, token_weights
+from ..core.loss import IGNORE, send, token_weights
 from ..errors import MiniCPTError
-from .modules import during_this_call, found_once, is_hooked, state_of
+from .modules import found_once, is_hooked, state_of
+from .passes import Run, head, nothing, run, run_any_tokens
 
 WORTH_SHARING = 64  # tokens saved; below, a second pass through the layers does not pay
-
-
-class Run(NamedTuple):
-    """What a pass of T tokens in B rows gives: the picked tokens' `logits` (B, n, V), `hidden` (B, T, D) as the head
-    would see it, and `cache`, the keys and values of these tokens and all before them, None if nobody asked for it.
-    """
-
-    logits: Tensor
-    hidden: Tensor
-    cache: Cache | None
-
-
-def nothing(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 0 D"]:
-    """Give the head no token to work on."""
-    return hidden[:, :0]
-
-
-def run(model, embeds, mask=None, cache=None, *, pick=nothing, use_cache=True, **kwargs) -> Run:
-    """Run tokens (B, T, D) after those of `cache`, `mask` (B, both) 0/1; the head sees `pick(hidden)` alone."""
-    seen = []
-
-    def before_the_head(head, args):
-        seen.append(args[0])  # (B, T, D)
-        return (pick(args[0]), *args[1:])
-
-    if cache is not None:
-        kwargs["past_key_values"] = cache
-    kwargs |= {"use_cache": use_cache, "return_dict": True}
-    with during_this_call({model.get_output_embeddings(): before_the_head}):
-        output = model(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-    return Run(output.logits, seen[0], output.get("past_key_values"))
-
-
-def run_any_tokens(model, n: int = 1, *, pick=nothing, use_cache: bool = False) -> Run:
-    """Run n tokens for what the model does besides: its head, its kind of cache. Draws no randomness."""
-    weight = model.get_input_embeddings().weight
-    # the random state is that of all threads: it is put back only where dropout may draw from it
-    draws = any(module.training for module in model.modules())
-    with torch.random.fork_rng([weight.device] if weight.is_cuda else [], enabled=draws):
-        return run(model, weight.new_zeros(1, n, weight.shape[1]), pick=pick, use_cache=use_cache)
-
-
-def head(model, hidden: Float[Tensor, "B n D"]) -> Float[Tensor, "B n V"]:
-    """Logits of hidden states by the model's own head, caps and scales included."""
-    return run_any_tokens(model, pick=lambda _: hidden).logits
 
 
 FEW = 4  # tokens: IAPT wants more than a BOS
@@ -164,7 +119,7 @@ class KeptPrefix:
     @torch.no_grad()
     def get(self, model, prompt: Float[Tensor, "1 P D"], mask: Tensor | None) -> Prefix:
         """The prefix of this prompt on this model as it is now, run only if the kept one is another's."""
-        mask = None if mask is None or mask.all() else mask.long()
+        mask = None if mask is None or mask.all() else mask.cpu().long()
         inputs = [prompt.clone()] if mask is None else [prompt.clone(), mask]
         device = prompt.device.type
         modes = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -198,7 +153,9 @@ class Rows:
     def run(self, model, pick=nothing, *, use_cache: bool = True, **kwargs) -> Run:
         """Run the rests; `pick` and the result's `hidden` are about them alone: (B, R, D)."""
         if self.positions is not None:
-            kwargs["position_ids"] = self.positions[:, -self.rest.shape[1] :]
+            kwargs["position_ids"] = send(
+                self.positions[:, -self.rest.shape[1] :], self.rest.device
+            )
         if self.prefix is None:
             return run(model, self.rest, self.mask, pick=pick, use_cache=use_cache, **kwargs)
         cache = self.prefix.branch(len(self.rest))
@@ -220,13 +177,15 @@ def rows_of_prompt(
     queries: Float[Tensor, "B T D"],
     mask: Tensor | None = None,
     *,
+    ids: Tensor | None = None,
     kept: KeptPrefix | None = None,
     share: bool = True,
 ) -> Rows:
     """Put the prompt before every query, `mask` (B, P+T) 0/1; decide what the rows share, and run that.
 
-    With `kept` and without gradients that is the prompt, run once and kept; otherwise the prompt and what all queries
-    begin with (IPT's fixed context), or nothing where whole rows are cheaper or the model cannot share (`share=False`).
+    `ids` (B, T), on the CPU, say how the queries begin; without them their embeddings are looked at. With `kept` and
+    without gradients that is the prompt, run once and kept; otherwise the prompt and what all queries begin with (IPT's
+    fixed context), or nothing where whole rows are cheaper or the model cannot share (`share=False`).
     """
     if prompt is None or isinstance(prompt, Prefix):
         return Rows(prompt, queries, mask)
@@ -235,7 +194,8 @@ def rows_of_prompt(
     if share and kept is not None and not torch.is_grad_enabled() and not model.training:
         return Rows(kept.get(model, prompt, None if mask is None else mask[:1, :P]), queries, mask)
     if not queries.requires_grad and B > 1:
-        same = (queries == queries[:1]).all(-1).all(0)  # (T,)
+        told = queries if ids is None else ids[..., None]
+        same = (told == told[:1]).all(-1).all(0).cpu()  # (T,)
         if mask is not None:
             same &= (mask[:, P:] == 1).all(0)
         common = min(int(same.long().cumprod(0).sum()), T - 1)  # every row keeps a token of its own
@@ -267,20 +227,20 @@ def weighted_loss(
 
     def at_labels(hidden):
         device = hidden.device
-        own = hidden[row.to(device), column.to(device)]  # (B, R, D) -> (m, D)
+        own = hidden[send(row, device), send(column, device)]  # (B, R, D) -> (m, D)
         if len(shared):
-            own = torch.cat((rows.prefix.states()[0, shared.to(device)], own))  # (n+m, D)
+            own = torch.cat((rows.prefix.states()[0, send(shared, device)], own))  # (n+m, D)
         return own[None]
 
     result = rows.run(model, at_labels, use_cache=use_cache)
     log_p = result.logits[0].float().log_softmax(-1)  # (n+m, V)
-    targets, weights = labels[:, 1:].to(log_p.device), weights.to(log_p.device)
-    n, own = len(shared), (row, P + column)
+    n, own, device = len(shared), (row, P + column), log_p.device
     # an ignored label (-100) weighs 0, whatever stands there
-    at_shared = log_p[:n].gather(1, targets[:, shared].T.clamp(min=0))  # (n, B)
-    at_own = log_p[n:].gather(1, targets[own][:, None])[:, 0]  # (m,)
-    loss = -(at_shared * weights[:, shared].T).sum() - (at_own * weights[own]).sum()
-    return loss, result
+    targets = labels[:, 1:].clamp(min=0)
+    at_shared = log_p[:n].gather(1, send(targets[:, shared].T, device))  # (n, B)
+    at_own = log_p[n:].gather(1, send(targets[own][:, None], device))[:, 0]  # (m,)
+    loss = -(at_shared * send(weights[:, shared].T, device)).sum()
+    return loss - (at_own * send(weights[own], device)).sum(), result
 
 
 def loss_after(
@@ -299,10 +259,11 @@ def loss_after(
     `seen` (B, P): which prompt tokens each row may attend to, by default all; where rows differ in that, and the prompt
     has yet to be run, they cannot share it (`share=False`).
     """
+    ids, mask, types, labels = (x.cpu() for x in (ids, mask, types, labels))
     before = (tokens_of(prompt), 0)  # (B, T) -> (B, P+T)
     types, labels = F.pad(types, before), F.pad(labels, before, value=IGNORE)
     mask = F.pad(mask, before, value=1) if seen is None else torch.cat((seen.to(mask), mask), dim=1)
     weights = token_weights(labels[:, 1:], types[:, 1:], reduction="sum")
-    queries = model.get_input_embeddings()(ids)  # (B, T, D)
-    rows = rows_of_prompt(model, prompt, queries, mask, share=share)
+    queries = model.get_input_embeddings()(send(ids, model.device))  # (B, T, D)
+    rows = rows_of_prompt(model, prompt, queries, mask, ids=ids, share=share)
     return weighted_loss(model, rows, labels, weights)[0]

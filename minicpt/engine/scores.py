@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..core.loss import send
 from ..core.masks import LABEL
 from ..core.templates import Encoded, collate
 from ..errors import MiniCPTError, unknown
@@ -127,14 +128,17 @@ def label_token_scores(
     size = min(batch_size, -(-8 * batch_size // (1 + len(nodes))))
     # on a GPU a pass costs more than padding; a branch needs rows without any
     padding = 0 if branch else WORTH_SHARING if model.device.type == "cpu" else torch.inf
-    kept, result = kept or KeptPrefix(), [torch.empty(len(queries), len(ids)) for ids in candidates]
+    kept, lengths = kept or KeptPrefix(), [*map(len, candidates)]
+    scores = torch.empty(len(queries), sum(lengths), device=model.device)  # read once, at the end
 
     def write(batch: list[int], after: list[tuple], log_p: Tensor) -> None:
         """Enter log_p (B, n, V): of the tokens after each of n beginnings."""
-        for scores, ids in zip(result, candidates):
+        numbers = send(torch.tensor(batch), model.device)
+        for of_label, ids in zip(scores.split(lengths, dim=1), candidates):
             for i, beginning in enumerate([(), *_steps_to(ids[:-1])]):
                 if beginning in after:
-                    scores[batch, i] = log_p[:, after.index(beginning), ids[i]].cpu()
+                    found = log_p[:, after.index(beginning), ids[i]]
+                    of_label[numbers, i] = found.to(model.device)
 
     for steps in [nodes] if tree else [[]] if branch else map(_steps_to, beginnings):
         for batch in _batches(queries, size, padding):
@@ -155,13 +159,14 @@ def label_token_scores(
                 tails = list(filter(None, beginnings))
                 for tail, log_p in _run_beginnings(model, cache, tails, batch_size, len(batch)):
                     write(batch, _steps_to(tail), log_p)
-    if not all(scores.isfinite().all() for scores in result):
+    scores = scores.cpu()
+    if not scores.isfinite().all():
         raise MiniCPTError(
             f"The model computes in {str(model.dtype).removeprefix('torch.')} and gave scores that are not finite. "
             "Load it in float32 or bfloat16 (--dtype). If that is what it is in, its weights or the prompt are not "
             "finite: load them, or train, again."
         )
-    return result
+    return [part.contiguous() for part in scores.split(lengths, dim=1)]
 
 
 def _check_empty(prefix: Tensor | Prefix | None, P: int, queries: Sequence[Encoded]) -> None:
@@ -217,10 +222,10 @@ def _run_queries(
     encoded = [query + _label([node[-1] for node in nodes]) for query in queries]
     ids, mask, types = collate(encoded)  # (B, T), padding last
     mask = torch.cat((seen.to(mask).expand(B, -1), mask), dim=1)  # (B, P+T)
-    embeds = model.get_input_embeddings()(ids.to(model.device))  # (B, T, D)
-    rows = rows_of_prompt(model, prefix, embeds, mask.to(model.device), kept=kept, share=share)
+    embeds = model.get_input_embeddings()(send(ids, model.device))  # (B, T, D)
+    rows = rows_of_prompt(model, prefix, embeds, mask, ids=ids, kept=kept, share=share)
     if tree:
-        tree_rows, places = tree_mask(list(map(len, queries)), nodes, P, embeds)
+        tree_rows, places = tree_mask(list(map(len, queries)), nodes, P, embeds.dtype)
         rows = replace(rows, mask=tree_rows, positions=places)
     before = rows.rest.shape[1] - ids.shape[1]  # P if the rests hold the prompt, else 0
     ends = torch.tensor([before + len(row) for row in encoded])
@@ -230,10 +235,13 @@ def _run_queries(
         at = columns
         if at.min() < 0:  # a query without tokens: the label comes right after the prefix
             hidden, at = rows.whole(hidden), at + P
-        return hidden[torch.arange(B)[:, None], at].flatten(0, 1)[None]  # (B, R, D) -> (1, B*n, D)
+        every = torch.arange(B, device=hidden.device)[:, None]
+        return hidden[every, send(at, hidden.device)].flatten(0, 1)[
+            None
+        ]  # (B, R, D) -> (1, B*n, D)
 
     # IAPT: what it reads ends where the label begins
-    roles = model.role_arguments(types.to(model.device)) if isinstance(model, ReadsRoles) else {}
+    roles = model.role_arguments(types) if isinstance(model, ReadsRoles) else {}
     result = rows.run(model, before_and_after_each, use_cache=use_cache, **roles)
     return result.logits[0].float().log_softmax(-1).unflatten(0, (B, -1)), result.cache
 
@@ -248,7 +256,7 @@ def _run_beginnings(
     size = max(1, batch_size // g)
     for i in range(0, len(beginnings), size):
         chunk = beginnings[i : i + size]
-        ids = collate([_label(ids) for ids in chunk])[0].to(model.device)  # (c, m)
+        ids = send(collate([_label(ids) for ids in chunk])[0], model.device)  # (c, m)
         embeds = model.get_input_embeddings()(ids).repeat(g, 1, 1)  # (g*c, m, D)
         branched = Prefix(cache).branch(len(chunk))
         logits = run(model, embeds, cache=branched, pick=lambda hidden: hidden).logits

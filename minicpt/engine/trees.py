@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.loss import send
 from .modules import found_once
-from .prefix import run
+from .passes import run
 
 
 @found_once
@@ -24,9 +25,9 @@ def takes_trees(model) -> bool:
     """
     weight = model.get_input_embeddings().weight
     rows = weight[None, len(weight) // 2 :][:, :3]  # some words
-    mask, places = tree_mask([1], [(0,), (1,)], 0, weight)
+    mask, places = tree_mask([1], [(0,), (1,)], 0, weight.dtype)
     try:
-        tree = run(model, rows, mask, position_ids=places).hidden[0, 2]
+        tree = run(model, rows, mask, position_ids=send(places, weight.device)).hidden[0, 2]
         alone = run(model, rows[:, [0, 2]]).hidden[0, 1]
     except Exception:  # it may fail in any way
         return False
@@ -34,12 +35,12 @@ def takes_trees(model) -> bool:
 
 
 def tree_mask(
-    lengths: Sequence[int], nodes: Sequence[tuple], before: int, like: Tensor
+    lengths: Sequence[int], nodes: Sequence[tuple], before: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "B 1 T S"], Int[Tensor, "B S"]]:
     """What to add to the attention scores (0, or the smallest number), and all positions, of rows [query, nodes].
 
     `lengths` of the B queries; `nodes`: beginnings of labels, sorted, each of which stands there as its last token;
-    `before`: tokens of the prefix. Padding comes last. Device and dtype are those of `like`.
+    `before`: tokens of the prefix. Padding comes last. Both are on the CPU.
     """
     T = max(lengths) + len(nodes)
     goes_on_from = torch.tensor([[a[: len(b)] == b for b in nodes] for a in nodes])
@@ -50,5 +51,5 @@ def tree_mask(
         end = n + len(nodes)
         sees[row, n:end, before + n : before + end] = goes_on_from
         places[row, before + n : before + end] = before + n + depths
-    mask = ~sees[:, None] * torch.finfo(like.dtype).min  # (B, 1, T, S)
-    return mask.to(like), places.to(like.device)
+    mask = ~sees[:, None] * torch.finfo(dtype).min  # (B, 1, T, S)
+    return mask.to(dtype), places

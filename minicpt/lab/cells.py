@@ -229,10 +229,7 @@ def _fit_and_score(cell: Cell, base: BaseModel, split: Split, rows_at_once: int)
         )
         fitted = time.perf_counter()
         rows = [*split.queries, *split.shots]
-        try:
-            raw, calibrated = predictor.scores([text for text, _ in rows])
-        finally:
-            predictor.close()
+        raw, calibrated = predictor.scores([text for text, _ in rows])
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     truth = [split.classes.index(label) for _, label in rows]
     losses = -raw[range(len(rows)), truth]  # cross-entropy over the whole vocabulary, at the label

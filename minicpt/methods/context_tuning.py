@@ -43,7 +43,7 @@ def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Boo
     for name in names:
         if name not in MOVABLE:
             raise unknown("role", name, [*MOVABLE, "all"])
-    first = torch.arange(len(types), device=types.device) < n_instruction
+    first = torch.arange(len(types)) < n_instruction
     instruction = first & (types != SEPARATOR)  # BOS stays where it is
     of = {
         "instruction": instruction,
@@ -58,7 +58,7 @@ def chosen_roles(roles: str, types: Int[Tensor, "P"], n_instruction: int) -> Boo
 def examples_of(types: Int[Tensor, "P"], n_instruction: int) -> Int[Tensor, "P"]:
     """Number the example that each token belongs to, from 0; separators to the one before them, instruction -1."""
     example = example_of(types).cummax(0).values
-    return example.masked_fill(torch.arange(len(types), device=types.device) < n_instruction, -1)
+    return example.masked_fill(torch.arange(len(types)) < n_instruction, -1)
 
 
 def visible(
@@ -70,9 +70,9 @@ def visible(
     positions, except in models that count them by the attention mask (BLOOM, OPT). Source: Context Tuning's
     leave-one-out masking and token dropout; that each row of a step drops positions of its own is our reading.
     """
-    seen = (torch.rand(len(rows), len(examples)) >= dropout).to(examples.device)
+    seen = torch.rand(len(rows), len(examples)) >= dropout
     if leave_one_out:
-        seen &= examples != torch.tensor(rows, device=examples.device)[:, None]
+        seen &= examples != torch.tensor(rows)[:, None]
     return seen  # (B, P)
 
 
@@ -81,10 +81,9 @@ class TunedContext:
 
     def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
         self.base, self.hp = base, OPTIONS | hp
-        self.ids = torch.tensor(context.ids, device=base.device)  # (P)
-        self.types = torch.tensor(context.types, device=base.device)
+        self.ids, self.types = torch.tensor(context.ids), torch.tensor(context.types)  # (P), (P)
         self.examples = examples_of(self.types, n_instruction)
-        self.updated = chosen_roles(self.hp["roles"], self.types, n_instruction)
+        self.updated = chosen_roles(self.hp["roles"], self.types, n_instruction).to(base.device)
         self.centre = base.embed(context.ids)[0].float()
         self.delta = torch.zeros_like(self.centre, requires_grad=True)
         self.weights = [self.delta]
@@ -92,7 +91,7 @@ class TunedContext:
             unit = epsilon_length(hp["epsilon_unit"], base.model.get_input_embeddings())
             content = is_input(self.types) | is_label(self.types)
             radius = torch.where(content, hp["epsilon"], hp["epsilon_format"])
-            self.radius = radius * unit * self.updated  # 0 where nothing moves
+            self.radius = radius.to(base.device) * unit * self.updated  # 0 where nothing moves
 
     def prefix(self) -> Float[Tensor, "1 P D"]:
         return (self.centre + torch.where(self.updated[:, None], self.delta, 0))[None]
@@ -133,7 +132,7 @@ class TunedCache:
                 "Use ct_prompt or cpt, which train its embeddings."
             )
         self.base, self.hp = base, OPTIONS | hp
-        self.examples = examples_of(torch.tensor(context.types, device=base.device), n_instruction)
+        self.examples = examples_of(torch.tensor(context.types), n_instruction)
         with torch.no_grad():
             self.cache = run(base.model, base.embed(context.ids)).cache
         for layer in self.cache.layers:

@@ -19,7 +19,7 @@ from ..engine.base_models import BaseModel
 from ..engine.memory import ROWS
 from ..engine.prefix import Prefix
 from ..engine.scores import CONTENT_FREE, calibrate, label_scores
-from ..errors import whole_number
+from ..errors import MiniCPTError, whole_number
 from .inputs import read_texts
 from .prepare import Prompt, prepare
 from .registry import METHODS, hyperparameters
@@ -27,6 +27,13 @@ from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora
 
 # torch's random state is one for all threads, and so is what transformers sets while it loads a model
 ONE_AT_A_TIME = threading.RLock()
+TRAINERS = {
+    "prompt": train_prompt,
+    "lora": train_lora,
+    "context": train_context,
+    "cache": train_cache,
+    "iapt": train_iapt,
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,11 @@ def fit(
     torch has one random state for all of them.
     """
     hp = hyperparameters(method, base.name, hp)
+    if METHODS[method].trains and base.model.dtype == torch.float16:
+        raise MiniCPTError(
+            f"{method} is not trained in float16, where small gradients become zero without a word. Load the model in "
+            "bfloat16 or float32 (--dtype); zero-shot and ICL run in float16."
+        )
     split = replace(split, seed=whole_number("seed", split.seed))
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 1)
@@ -105,19 +117,8 @@ def fit(
     prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, *limits)
     with ONE_AT_A_TIME, torch.random.fork_rng():
         torch.manual_seed(split.seed)
-        match METHODS[method].trains:
-            case "prompt":
-                fitted = train_prompt(job)
-            case "lora":
-                fitted = train_lora(job)
-            case "context":
-                fitted = train_context(job)
-            case "cache":
-                fitted = train_cache(job)
-            case "iapt":
-                fitted = train_iapt(job)
-            case None:
-                fitted = Fitted(base.model, job.embedded_context())
+        trainer = TRAINERS.get(METHODS[method].trains)
+        fitted = trainer(job) if trainer else Fitted(base.model, job.embedded_context())
     return Predictor(
         fitted.model,
         fitted.prefix,

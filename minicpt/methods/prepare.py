@@ -237,9 +237,8 @@ class Job:
     generator: torch.Generator
 
     def batch(self, chosen: list[int]) -> Batch:
-        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T)."""
-        rows = [self.rows[i] for i in chosen]
-        ids, mask, types = (tensor.to(self.base.device) for tensor in collate(rows))
+        """The chosen rows as ids, mask, types and labels (-100 but on label tokens), each (B, T) on the CPU."""
+        ids, mask, types = collate([self.rows[i] for i in chosen])
         return ids, mask, types, ids.masked_fill(types != LABEL, IGNORE)
 
     def embedded_context(self) -> Tensor | None:
@@ -314,7 +313,6 @@ def prepare(
     if spec.trains in ("lora", "iapt"):  # at all of a row's tokens
         logits = longest_row
     sizes = prompt.before, longest_row, batch, rows_at_once, shared, logits
-    at_once = rows_that_fit(base.model, base.device, *sizes)
-    generator = torch.Generator().manual_seed(split.seed)
-    recipe = replace(recipe, at_once=at_once)
-    return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, generator)
+    recipe = replace(recipe, at_once=rows_that_fit(base.model, base.device, *sizes))
+    order = torch.Generator().manual_seed(split.seed)
+    return prompt, Job(base, prompt.context, trained, hp, recipe, prompt.instruction, order)

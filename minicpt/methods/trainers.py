@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.embeddings import epsilon_length, rows_of
-from ..core.loss import label_loss
+from ..core.loss import label_loss, send
 from ..core.masks import SEPARATOR
 from ..core.projection import project
 from ..core.templates import Encoded
 from ..core.train import Recipe, train
 from ..engine.modules import sharing_weights
+from ..engine.passes import attended
 from ..engine.prefix import Prefix, loss_after, why_not_shared
 from ..errors import MiniCPTError
 from .context_tuning import OPTIONS, TunedCache, TunedContext
@@ -97,7 +98,7 @@ def train_prompt(job: Job) -> Fitted:
     model = get_peft_model(base, config)
     weight = model.prompt_encoder["default"].embedding.weight
     if instruction:  # the ids are at hand: PromptTuningInit.TEXT would load the tokenizer again
-        weight.data = rows_of(base.get_input_embeddings(), instruction)
+        weight.data.copy_(rows_of(base.get_input_embeddings(), instruction))
     start = weight.detach().clone()
     # BOS stands before the soft prompt; the rest of the context is text that every row begins with
     n_leading = len(job.base.leading)
@@ -110,6 +111,9 @@ def train_prompt(job: Job) -> Fitted:
         return torch.cat((bos.to(soft), soft), dim=1)
 
     share = not why_not_shared(base)
+    if "epsilon" in hp:
+        radius = hp["epsilon"] * epsilon_length(hp["epsilon_unit"], base.get_input_embeddings())
+        radii = torch.full((len(start),), radius, device=start.device)
 
     def loss_of(chosen: list[int]) -> Tensor:
         return loss_after(base, prompt(), *job.batch(chosen), share=share)
@@ -117,8 +121,6 @@ def train_prompt(job: Job) -> Fitted:
     @torch.no_grad()
     def project_() -> None:
         if "epsilon" in hp:
-            radius = hp["epsilon"] * epsilon_length(hp["epsilon_unit"], base.get_input_embeddings())
-            radii = torch.full((len(start),), radius, device=start.device)
             weight.copy_(start + project(weight - start, radii))
 
     history = train(loss_of, [weight], len(job.rows), job.recipe, job.generator, project_)
@@ -142,7 +144,8 @@ def train_lora(job: Job) -> Fitted:
 
     def loss_of(chosen: list[int]) -> Tensor:
         ids, mask, types, labels = job.batch(chosen)
-        logits = model(input_ids=ids, attention_mask=mask).logits
+        mask = attended(mask, model.device)
+        logits = model(input_ids=send(ids, model.device), attention_mask=mask).logits
         return label_loss(logits, labels, types, reduction="sum")
 
     weights = [p for p in model.parameters() if p.requires_grad]
