@@ -41,7 +41,7 @@ def runs(monkeypatch):
         seen.append((*embeds.shape[:2], output[0].shape[0] * output[0].shape[1]))
         return output
 
-    for module in ("prefix", "scores"):
+    for module in ("passes", "prefix", "scores"):
         monkeypatch.setattr(f"minicpt.engine.{module}.run", counting)
     return seen
 
