@@ -80,6 +80,15 @@ def smollm2_block() -> str:
             rows.append([title(method), *row.values()])
         name = load_task(dataset, "micro").title.removesuffix(" (micro)")
         header = ["method", *(f"{k} shots" for k in numbers)]
+        caps = sorted(
+            {
+                int(r["text_tokens"])
+                for r in results
+                if r["dataset"] == dataset and r["text_tokens"] > 0
+            }
+        )
+        if caps:
+            name += f", texts cut to {' or '.join(map(str, caps))} tokens"
         parts += [f"**{name}**", pipes(header, rows)]
     return "\n\n".join(parts) + "\n"
 
