@@ -33,8 +33,8 @@ PYTHON := $(BIN)/python
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup book book-serve reproduce real why ablations table1 table2 figure1 test quick mutants lint bench gpu lab \
-  check-install smollm2 notebooks exercises clean
+.PHONY: help setup book book-serve reproduce real why ablations table1 table2 figure1 test quick mutants lint bench gpu \
+  growth lab check-install smollm2 notebooks exercises clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -103,6 +103,9 @@ bench: setup  ## training step, scoring and memory beside PEFT (DEVICE=cuda: the
 
 gpu: setup  ## what a GPU shows, in pieces that resume: equal to the CPU, notebooks, speed, a table (ARGS="--minutes 9")
 	$(PYTHON) tests/bench/gpu.py $(ARGS)
+
+growth: setup  ## time and memory against shots, classes, text length and model size, beside PEFT; 10 minutes, resumable
+	$(PYTHON) tests/bench/growth.py --out results/growth
 
 lab: setup  ## open JupyterLab at notebook 00
 	$(PYTHON) -m jupyter lab notebooks/00_start_here.ipynb

@@ -1,9 +1,9 @@
 """Put the finished tables into docs/, by way of the committed reference tables.
 
-    make reproduce ablations bench && python data_scripts/update_readme.py
+    make reproduce ablations bench growth && python data_scripts/update_readme.py
 
-results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench -> docs/speed.md;
-results/gpu/report.md, by `make gpu` -> docs/speed.md, to which notebook 09 points;
+results/*/*.csv -> minicpt/assets/reference_*.csv -> docs/results.md, docs/ablations.md; results/bench, results/growth
+-> docs/speed.md; results/gpu/report.md, by `make gpu` -> docs/speed.md, to which notebook 09 points;
 reference_smollm2_cells.csv, reference_smollm2_radius.csv, reference_prompt_tuning.csv (by compare_prompt_tuning.py) ->
 docs/real_models.md.
 What has not been computed stays as it is.
@@ -187,6 +187,10 @@ def main() -> None:
         blocks.append(("speed.md", "cells", cells.read_text(encoding="utf-8")))
     if (report := gpu_report()) is not None:
         blocks.append(("speed.md", "gpu", report))
+    if (growth := Path("results/growth/growth.md")).exists():
+        blocks.append(("speed.md", "growth", growth.read_text(encoding="utf-8")))
+        for suffix in (".png", ".csv"):
+            shutil.copy(growth.with_suffix(suffix), ROOT / "tests/bench")
     if compare_prompt_tuning.FILE.exists():
         blocks.append(("real_models.md", "prompt_tuning", prompt_tuning_block()))
     for page, name, new in blocks:

@@ -102,13 +102,13 @@ def base_model(name: str, device: str):
     return model.eval().requires_grad_(False)
 
 
-def wrap(library, base, K: int):
-    """CPT over K examples; both libraries get the same ids."""
+def wrap(library, base, K: int, example: list[int] = EXAMPLE):
+    """CPT over K examples of these roles; both libraries get the same ids."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(
-        5, base.config.vocab_size, (K * len(EXAMPLE),), generator=generator
+        5, base.config.vocab_size, (K * len(example),), generator=generator
     ).tolist()
-    types = [t + 4 * i if t else 0 for i in range(K) for t in EXAMPLE]
+    types = [t + 4 * i if t else 0 for i in range(K) for t in example]
     config = library.CPTConfig(
         task_type="CAUSAL_LM",
         cpt_token_ids=ids,
@@ -124,12 +124,13 @@ def wrap(library, base, K: int):
         return library.get_peft_model(base, config)
 
 
-def both(base, K: int):
+def both(base, K: int, example: list[int] = EXAMPLE):
     import peft
 
     import minicpt
 
-    return {"PEFT": wrap(peft, base, K), "minicpt": wrap(minicpt, base, K)}
+    libraries = {"PEFT": peft, "minicpt": minicpt}
+    return {name: wrap(library, base, K, example) for name, library in libraries.items()}
 
 
 def batch_of(base, B: int) -> dict:
