@@ -19,8 +19,10 @@ from test_core import contexts
 import minicpt
 from minicpt.core.loss import label_loss, token_weights
 from minicpt.core.templates import Encoded
+from minicpt.engine import memory
 from minicpt.engine import prefix as engine
 from minicpt.engine.scores import label_scores, label_token_scores
+from minicpt.errors import MiniCPTError
 
 
 @pytest.fixture(autouse=True)
@@ -630,6 +632,20 @@ def test_scores_without_the_adapter_are_the_base_models():
     expected = base("Llama")(input_ids=ids).logits[:, -1].log_softmax(-1)[:, [5, 6, 7]]
     torch.testing.assert_close(scores, expected.detach())
     assert not torch.allclose(scores, with_prompt) and torch.equal(score(wrapped), with_prompt)
+
+
+def test_a_wrapped_model_scores_as_many_rows_at_once_as_fit_into_memory(monkeypatch, runs):
+    wrapped, ids = wrap(copy.deepcopy(base("Llama")), "cpt").eval(), query(8)["input_ids"]
+    expected = wrapped.score(ids, [[5], [6]])
+    model, P = wrapped.base_model, len(CONTEXT[0])
+    free = memory.scoring_bytes(model, 2, P, ids.shape[1] + 1)
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    runs.clear()
+    torch.testing.assert_close(wrapped.score(ids, [[5], [6]]), expected)
+    assert [rows for rows, *_ in runs] == [2, 2, 2, 2]
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    with pytest.raises(MiniCPTError, match="One row of .* needs about"):
+        wrapped.score(ids, [[5], [6]])
 
 
 def test_scores_are_those_of_evaluation_in_training_mode_too():

@@ -15,6 +15,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from ..core.embeddings import CPTEmbedding, PromptEmbedding, check_ids
 from ..core.loss import IGNORE, send, token_weights
 from ..core.templates import Encoded
+from ..engine.memory import rows_that_fit
 from ..engine.modules import is_hooked
 from ..engine.passes import attended
 from ..engine.prefix import KeptPrefix, rows_of_prompt, why_not_shared
@@ -297,9 +298,10 @@ class PromptedForward(peft.PeftModelForCausalLM):
         queries = [Encoded(ids, [0] * len(ids)) for ids in rows]
         with torch.no_grad():
             prompt = None if self._adapters_disabled else self.get_prompt(batch_size=1)
-        seen = None
+        model, seen, P = self.base_model, None, 0
         if prompt is not None:
-            seen = torch.tensor(getattr(self.active_peft_config, "cpt_mask", [1] * prompt.shape[1]))
-        return label_scores(
-            self.base_model, prompt, queries, candidates, how, kept=self._kept, seen=seen
-        )
+            P = prompt.shape[1]
+            seen = torch.tensor(getattr(self.active_peft_config, "cpt_mask", [1] * P))
+        longest = max(map(len, [*rows, ()])) + max(map(len, [*candidates, ()]))
+        at_once = rows_that_fit(model, model.device, P, longest, 0)
+        return label_scores(model, prompt, queries, candidates, how, at_once, self._kept, seen)
