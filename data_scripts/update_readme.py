@@ -64,7 +64,7 @@ def smollm2_block() -> str:
         if chosen:
             parts.append(f"**Together, {', '.join(map(str, shots))} shots**")
             parts.append(pipes(*overall_rows(overall(chosen))))
-    for dataset in means.dataset.unique():
+    for dataset in means.dataset[means.shots > 0].unique():
         those = means[means.dataset == dataset]
         numbers = sorted(set(those.shots) - {0})
         rows = []
