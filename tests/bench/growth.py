@@ -285,7 +285,8 @@ def words(table: pd.DataFrame) -> str:
                 f"- With {value:,} {AXES[axis][3]} PEFT's step would need {pair['PEFT']:.0f} GB beside the weights; "
                 f"minicpt's takes {pair['minicpt']:.1f} GB.\n"
             )
-    return text
+    lines = [textwrap.fill(line, 119, subsequent_indent="  ") for line in text.splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def figure(table: pd.DataFrame):
