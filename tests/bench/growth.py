@@ -17,6 +17,7 @@ import json
 import math
 import resource
 import statistics
+import textwrap
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
