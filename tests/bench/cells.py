@@ -24,6 +24,7 @@ import json
 import math
 import random
 import statistics
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -428,7 +429,7 @@ def table(result: dict) -> str:
         f"{BATCH}, of minicpt {STEPS} steps and queries of some {TOKENS:,} tokens; "
         f"medians of {len(first['rounds'])} rounds."
     )
-    return "\n".join([*lines, "", caption]) + "\n"
+    return "\n".join([*lines, "", textwrap.fill(caption, 119)]) + "\n"
 
 
 def main() -> None:
