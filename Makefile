@@ -90,7 +90,7 @@ test: setup  ## all tests, notebooks included, offline
 quick: setup  ## the tests without the slow ones and without notebooks
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q -n 2 -m "not slow"
 
-mutants: setup  ## thirty changes that make a number wrong: does the test of each notice? 5 to 10 minutes
+mutants: setup  ## thirty changes that make a number wrong: does the test of each notice?
 	$(PYTHON) tests/mutants/run.py --workers $(WORKERS)
 
 lint: setup  ## the formatter and the linter, as continuous integration asks them; changes nothing
