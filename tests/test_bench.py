@@ -1,6 +1,7 @@
 """The benchmark of whole cells compares equals, and runs where neither the real model nor real text is."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from minicpt.engine.base_models import MICRO, BaseModel
 
 PATH = Path(__file__).parent / "bench" / "cells.py"
+sys.path.insert(0, str(PATH.parent))  # it reads bench.py
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,18 @@ EXAMPLE = [1] * 5 + [2] * 25 + [0] + [3] * 6 + [4] + [0] * 2
 QUERY = [1] * 5 + [2] * 25 + [0] * 2 + [3] * 7 + [4]
 T = len(QUERY)
 WIDTH, LAYERS = 512, 8
+SMOLLM2 = dict(  # SmolLM2-135M's configuration
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 SIZES = {
     "cpu": {
         "Llama, 32k": (

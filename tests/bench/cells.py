@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench import SMOLLM2
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from minicpt.core.embeddings import epsilon_length
@@ -74,18 +75,8 @@ def the_model(random_weights: bool) -> tuple[BaseModel, bool]:
             return load_base("smollm2", "cpu"), True
         except MiniCPTError:
             print("No SmolLM2 here (`make smollm2`): random weights of its shape.")
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).eval().requires_grad_(False)
     return BaseModel("smollm2", model, AutoTokenizer.from_pretrained(MICRO), "random"), False
 
 

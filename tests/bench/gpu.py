@@ -42,23 +42,13 @@ from minicpt.errors import MiniCPTError, print_any_text
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 570  # seconds that a piece may take
-SMOLLM2 = dict(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    tie_word_embeddings=True,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-SHAPES = {"SmolLM2-135M": ("Llama", SMOLLM2)}
+SHAPES = {"SmolLM2-135M": ("Llama", bench.SMOLLM2)}
 SHAPES |= {name: bench.SIZES["cuda"][name] for name in ("BLOOM-1.7B", "GPT-J-6B", "Llama-3-8B")}
 TINY_SHAPES = {
     "tiny": (
         "Llama",
-        SMOLLM2 | dict(vocab_size=300, hidden_size=36, intermediate_size=48, num_hidden_layers=2),
+        bench.SMOLLM2
+        | dict(vocab_size=300, hidden_size=36, intermediate_size=48, num_hidden_layers=2),
     )
 }
 DATASETS = ("sst2", "ag_news", "dbpedia", "trec")  # those of the SmolLM2 table
