@@ -359,6 +359,30 @@ def spoil(x):
 
 
 @pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ([2.0003, 3.0], "it is the square"),
+        ([2.0003, 2.0], "the result is 4.0012, expected 4.0006"),  # never taken for right
+        ([2.0003] * 5, "the result is 4.0012, expected 4.0006"),
+    ],
+)
+def test_a_mistake_that_is_nearly_right_on_one_input_is_named_on_another(inputs, words):
+    left = iter(inputs)
+
+    @checker("99.2")
+    def doubles(student, generator):
+        x = next(left)
+        same(student(x), 2 * x, {"it is the square": x * x})
+        return None, ""
+
+    check.engine.CHECKERS.pop("doubles")
+    with pytest.raises(check.NotYet) as caught:
+        doubles(lambda x: x * x)
+    assert words in str(caught.value)
+    assert list(left) == []
+
+
+@pytest.mark.parametrize(
     "wrong, words",
     [
         (lambda x: x * x, "it is the square"),

@@ -1,6 +1,7 @@
 """`make mutants`: each change can still be made and its test is a fast one; what the runner says is so."""
 
 import ast
+import multiprocessing
 import re
 import sys
 from collections import Counter
@@ -48,6 +49,8 @@ def test_the_runner_tells_what_a_test_notices_from_what_it_does_not(tmp_path):
         assert not stale(change, tmp_path)
         return verdict(change, ["test_sums.py::test_one"], tmp_path)
 
+    # as it is after another test of this process that forks from a server which has the library
+    multiprocessing.set_forkserver_preload(["minicpt"])
     assert said("x + x", "x + 2")[0] == "caught"
     assert said("x + x", "2 * x")[0] == "survived"
     broken, output = said("def", "deaf")
