@@ -21,9 +21,10 @@ def lora_gradients(student, generator):
     import matplotlib.pyplot as plt
 
     for d_out, d_in, r in FACTORS:  # the smallest first
-        G = torch.randn(d_out, d_in, generator=generator)
-        A = torch.randn(r, d_in, generator=generator)
-        B = torch.randn(d_out, r, generator=generator)
+        # |A| < 1 < |B| and none near zero: no two mistakes give the same numbers
+        G = 0.5 + torch.rand(d_out, d_in, generator=generator)
+        A = 0.5 + 0.4 * torch.rand(r, d_in, generator=generator)
+        B = -1.1 - torch.rand(d_out, r, generator=generator)
         s = 1.5 + torch.rand(1, generator=generator).item()
         got = student(G, A, B, s)
         expect(
