@@ -175,7 +175,9 @@ def test_projection_together_and_none_in_training(random_base, split, context):
 
 @pytest.mark.parametrize("method", ["pt", "ipt", "pt_instr"])
 def test_a_soft_prompt_with_a_ball(random_base, split, method):
-    hp = {"lr": 0.5, "epochs": 4, "tokens": 4, "init": "SAMPLE_VOCAB"}
+    hp = {"lr": 0.5, "epochs": 4}
+    if method != "pt_instr":  # its instruction decides
+        hp |= {"tokens": 4, "init": "SAMPLE_VOCAB"}
     start, free, held = (
         fit.fit(method, random_base, split, change).prefix[0]
         for change in ({**hp, "lr": 0.0}, hp, {**hp, "epsilon": 0.2, "epsilon_unit": "mean_norm"})

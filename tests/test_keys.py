@@ -236,6 +236,25 @@ def test_who_saved_a_model_and_where_is_not_in_its_fingerprint(restored):
     assert model_fingerprint(str(restored)) == before
 
 
+def test_a_hub_model_is_named_with_the_commit_that_lies_here(tmp_path, monkeypatch):
+    """The hub's main branch moves: other weights under the same name."""
+    import huggingface_hub
+
+    name, cell = "somebody/micro-again", replace(CELL, model="somebody/micro-again")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    place = tmp_path / "models--somebody--micro-again"
+    (place / "refs").mkdir(parents=True)
+    found = {cell.key()}
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(MICRO, place / "snapshots" / commit)
+        (place / "refs" / "main").write_text(commit)
+        assert model_fingerprint(name) == f"{name}@{commit[:12]}"
+        found.add(cell.key())
+    assert len(found) == 3
+    assert run_cell(cell)["config"]["model_fingerprint"] == f"{name}@{'b' * 12}"
+
+
 def test_a_table_says_where_results_of_two_kinds_meet():
     def result(seed, **config):
         place = {"model": "micro", "dataset": "trec", "labels": "canonical", "data": "micro"}

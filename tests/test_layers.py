@@ -167,7 +167,7 @@ def test_compact_is_counted_in_what_a_reader_must_take_in():
     assert sum(tokens[module] for module in core) <= 4_810
     assert sum(lines[module] for module in core) <= 795
     # of these, some 5,000 check what people hand over, keep threads apart, and know when a kept cache is stale
-    assert sum(tokens.values()) <= 53_550
+    assert sum(tokens.values()) <= 53_800
     assert {module: n for module, n in lines.items() if n > 320} == {}
 
 

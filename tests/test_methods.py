@@ -47,6 +47,8 @@ HP = {
     "decay": 0.95,
     "context_weight": 1.0,
 }
+# HP holds what all methods read together
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not read .*, which changes nothing")
 TRAINED = [m for m, spec in registry.METHODS.items() if spec.trains]
 
 
@@ -324,10 +326,11 @@ def test_a_cap_of_text_length_is_as_if_the_texts_had_been_short(random_base, spl
 
     short = dataclasses.replace(split, shots=cut(split.shots), queries=cut(split.queries))
     assert short.shots != split.shots and short.queries != split.queries
-    expected = fit.fit(method, random_base, short, HP)
+    hp = {"lr": 0.02, "epochs": 2}
+    expected = fit.fit(method, random_base, short, hp)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor = fit.fit(method, random_base, split, HP, text_tokens=3)
+        predictor = fit.fit(method, random_base, split, hp, text_tokens=3)
         scores, _ = predictor.scores(texts_of(split))
     assert predictor.history == expected.history
     assert torch.equal(scores, expected.scores(texts_of(short))[0])
@@ -466,3 +469,42 @@ def test_epochs_pass_once_over_all_rows():
     assert [len(s) for s in seen] == [2, 2, 1] * 3
     for epoch in range(3):
         assert sorted(i for s in seen[3 * epoch : 3 * epoch + 3] for i in s) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "method, unread",
+    [
+        ("pt", "decay"),
+        ("lora", "epsilon"),
+        ("pt_instr", "tokens"),
+        ("cpt", "rank"),
+        ("ct_kv", "roles"),
+    ],
+)
+def test_a_hyperparameter_that_a_method_does_not_read_is_named(random_base, split, method, unread):
+    values = {**HP, "roles": "input"}
+    with pytest.warns(UserWarning, match=f"{method} does not read {unread}, which changes nothing"):
+        fit.fit(method, random_base, split, {"epochs": 1, unread: values[unread]})
+
+
+@pytest.mark.parametrize("place", ["micro", "hub"])
+def test_methods_read_the_hyperparameters_that_were_chosen_for_them(place, recwarn):
+    for method, values in registry.hyperparameter_file()[place].items():
+        if method in registry.METHODS:
+            registry.warn_of_unread(method, values)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "method, hp, missing",
+    [
+        ("ct_prompt", {"projection": "token"}, "epsilon_unit"),
+        ("ct_prompt", {"context_weight": 1.0}, "decay"),
+        ("pt", {"epsilon": 0.5}, "epsilon_unit"),
+    ],
+)
+def test_a_hyperparameter_that_another_one_needs_is_asked_for(
+    random_base, split, method, hp, missing
+):
+    with pytest.raises(MiniCPTError, match=f"'{missing}' is missing: another one .* Give both"):
+        fit.fit(method, random_base, split, {"epochs": 1, **hp})

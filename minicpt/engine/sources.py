@@ -100,19 +100,37 @@ def _stamp(path: Path) -> tuple:
 
 
 def model_files(name: str | Path, *_) -> list[Path]:
-    """The files that decide what a local model computes; none for a hub name."""
+    """The files that decide what a model computes; for a hub name the one that holds the commit of the copy here."""
     source, options = locate(name)
     path = Path(source, *options.values())
+    if not path.exists():
+        from huggingface_hub import constants
+
+        return [
+            Path(constants.HF_HUB_CACHE, f"models--{source.replace('/', '--')}", "refs", "main")
+        ]
     if path.is_file():
         return [path]  # a GGUF file holds its tokenizer and its configuration
     found = [file for kind in FILE_KINDS for file in path.glob(kind)]
     return sorted(file for file in found if file.name not in (MANIFEST, "generation_config.json"))
 
 
+def _commit(name: str, ref: Path) -> str:
+    """A hub name with the commit that it stands for; the name alone where none is to be had, and loading says why."""
+    from transformers.utils import cached_file
+
+    if not ref.exists():
+        try:
+            cached_file(name, "config.json")  # a small file, and the commit comes with it
+        except OSError:
+            return name
+    return f"{name}@{ref.read_text()[:12]}"
+
+
 def _fingerprint(name: str | Path) -> str:
     files = model_files(name)
-    if not files:
-        return locate(name)[0]
+    if files[0].name == "main":
+        return _commit(locate(name)[0], files[0])
     if files[0].suffix == ".gguf":
         return _sha256(*files)[:16]
     known, digest = _manifest(files[0].parent), hashlib.sha256()
@@ -126,8 +144,8 @@ def _fingerprint(name: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# Short sha256 of a local model's weights, tokenizer and configuration, wherever they lie; a hub name is its own. Half
-# a gigabyte takes seconds to hash, and every cell of a table asks
+# Short sha256 of a local model's weights, tokenizer and configuration, wherever they lie; a hub model's name and
+# commit. Half a gigabyte takes seconds to hash, and every cell of a table asks
 model_fingerprint = remembered(_fingerprint, model_files, 8)
 
 

@@ -64,7 +64,7 @@ def _places(results: Sequence[dict]) -> pd.DataFrame:
     """CELL and data of every result. Models of one name and different weights are told apart by their fingerprints."""
     names = [*CELL, "data", "model_fingerprint"]
     table = pd.DataFrame([result["config"] for result in results], columns=names)
-    weights = table.pop("model_fingerprint").fillna("").astype(str)
+    weights = table.pop("model_fingerprint").astype(object).fillna("").astype(str)
     several = weights.groupby(table.model).transform("nunique") > 1
     table["model"] = table.model.mask(several, table.model + " (" + weights.str[:8] + ")")
     return table

@@ -26,6 +26,7 @@ from ..engine.base_models import BaseModel
 from ..engine.prefix import Prefix, loss_after, run, why_not_shared
 from ..errors import MiniCPTError, unknown
 from .prepare import Batch
+from .registry import Values
 
 MOVABLE = ("instruction", "template", "input", "label", "separator")
 OPTIONS = {
@@ -80,7 +81,7 @@ class TunedContext:
     """The context's embeddings, free to move as the options say: `weights` to train, `loss`, `project_`, `prefix`."""
 
     def __init__(self, base: BaseModel, context: Encoded, n_instruction: int, hp: dict):
-        self.base, self.hp = base, OPTIONS | hp
+        self.base, self.hp = base, Values(OPTIONS | hp)
         self.ids, self.types = torch.tensor(context.ids), torch.tensor(context.types)  # (P), (P)
         self.examples = examples_of(self.types, n_instruction)
         self.updated = chosen_roles(self.hp["roles"], self.types, n_instruction).to(base.device)

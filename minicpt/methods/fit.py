@@ -22,7 +22,7 @@ from ..engine.scores import CONTENT_FREE, calibrate, label_scores
 from ..errors import MiniCPTError, whole_number
 from .inputs import read_texts
 from .prepare import Prompt, prepare
-from .registry import METHODS, hyperparameters
+from .registry import METHODS, hyperparameters, warn_of_unread
 from .trainers import Fitted, train_cache, train_context, train_iapt, train_lora, train_prompt
 
 # torch's random state is one for all threads, and so is what transformers sets while it loads a model
@@ -104,7 +104,8 @@ def fit(
     Seeded by the split; the global random state is left alone. Threads that fit at once train one after the other, for
     torch has one random state for all of them.
     """
-    hp = hyperparameters(method, base.name, hp)
+    values = hyperparameters(method, base.name, hp)
+    warn_of_unread(method, hp or {})
     if METHODS[method].trains and base.model.dtype == torch.float16:
         raise MiniCPTError(
             f"{method} is not trained in float16, where small gradients become zero without a word. Load the model in "
@@ -114,7 +115,7 @@ def fit(
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 1)
     limits = rows_at_once, text_tokens
-    prompt, job = prepare(method, base, split, hp, label_score, max_length, extra, *limits)
+    prompt, job = prepare(method, base, split, values, label_score, max_length, extra, *limits)
     with ONE_AT_A_TIME, torch.random.fork_rng():
         torch.manual_seed(split.seed)
         trainer = TRAINERS.get(METHODS[method].trains)
