@@ -73,7 +73,7 @@ def main() -> None:
     plan = [(d, seed, k) for d in args.datasets for seed in SEEDS for k in (0, 4)]
     for dataset, seed, shots in tqdm(plan, unit="cell"):
         split = make_split(load_task(dataset, "real"), shots, seed, args.n_test)
-        # one token a label: the rules are one and the same, which is a check of them
+        # labels of one token: the rules are one and the same, which is a check of them
         found += rows_of(base, split, "icl" if shots else "zero")
     table = pd.DataFrame(found)
     path = ASSETS / "reference_label_scores.csv"

@@ -152,7 +152,7 @@ class Store:
 
 
 def export(results: Iterable[dict]) -> str:
-    """The results as a CSV that `Store.refill` reads: a row a cell, sorted, floats with six decimals."""
+    """The results as a CSV that `Store.refill` reads: one row for each cell, sorted, floats with six decimals."""
     rows = []
     for result in results:
         config = result["config"]

@@ -1,4 +1,4 @@
-"""Results -> tables: frame (a row a cell) -> summary (mean, uncertainty) -> wide (what people read); paired beside it.
+"""Results -> tables: frame (cells) -> summary (mean, uncertainty) -> wide (what people read); paired beside it.
 
 Accuracies are fractions in the results and in `frame`, percent from `summary` on, percentage points in `paired`.
 `score` says which accuracy a table is about, the "raw" or the "calibrated" one. Errors are `MiniCPTError`.
