@@ -75,10 +75,10 @@ def test_the_whole_notebook_runs_on_another_model(tmp_path):
     file = tmp_path / "runs.csv"
     with warnings.catch_warnings():
         folder = folder_of("Llama", tmp_path / "model")
-        names = run_cells("drift", model=folder, runs_file=file, **SETTINGS)
+        names = run_cells("costs", model=folder, runs_file=file, **SETTINGS)
     runs = pd.read_csv(file)
     assert len(runs) == 7 * (1 + 2) + 2 and set(runs.method) == {*names["names"], "zero-shot"}
-    assert set(names["costs"].index) == {*names["names"], "zero-shot"}
+    assert set(names["times"].index) == {*names["names"], "zero-shot"}
 
 
 def test_finished_runs_tune_every_method_with_equal_effort():
@@ -101,7 +101,7 @@ def test_finished_runs_tune_every_method_with_equal_effort():
 
 
 def test_what_the_text_says_of_the_runs_holds():
-    """Section 8 names the pairs that ten draws cannot rank, and the best method at each of five rates."""
+    """Section 5 names the pairs that ten draws cannot rank, and the best method at each of five rates."""
     runs = pd.read_csv(ASSETS / "reference_peft_methods.csv")
     reported = runs[runs.seed < 100].pivot(index="seed", columns="method", values="accuracy")
     undecided = set()

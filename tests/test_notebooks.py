@@ -94,7 +94,7 @@ def test_footer_says_what_to_remember_and_asks(book):
 
 
 def test_cells_are_short_and_named(book):
-    assert len(book.cells) <= 60
+    assert 20 <= len(book.cells) <= 50
     for cell in code_cells(book):
         acts = [
             line for line in cell.source.splitlines() if not line.startswith(("import ", "from "))
