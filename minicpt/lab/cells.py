@@ -42,8 +42,8 @@ TABLE_METHODS = (
     "cpt_instr",
     "cpt_paper_eps",
 )
-# Raise it with every change of the code that moves a result of some cell, be it in the last digit: stored results of
-# other versions then count as not computed. 1: the first that is written down
+# Raise it with every change of the code that moves a result of some cell by more than rounding does (so does another
+# processor): stored results of other versions then count as not computed. 1: the first that is written down
 RESULTS_VERSION = 1
 LEAST = {"seed": -math.inf, "shots": 0}  # 1 for all other whole numbers of a cell
 
