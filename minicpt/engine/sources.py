@@ -129,7 +129,7 @@ def _commit(name: str, ref: Path) -> str:
 
 def _fingerprint(name: str | Path) -> str:
     files = model_files(name)
-    if files[0].name == "main":
+    if files[0].parent.name == "refs":
         return _commit(locate(name)[0], files[0])
     if files[0].suffix == ".gguf":
         return _sha256(*files)[:16]

@@ -74,11 +74,10 @@ def _run_tests(folder: str, tests: Sequence[str]) -> None:
     os.chdir(folder)
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
+    # whoever started the server first may have preloaded the library; only the copy is to be tested
     for name in list(sys.modules):
         if name.partition(".")[0] == "minicpt":
-            del sys.modules[
-                name
-            ]  # of whoever started the server first: only the copy is to be tested
+            del sys.modules[name]
     output = os.open("output", os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
