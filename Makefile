@@ -97,7 +97,7 @@ lint: setup  ## the formatter and the linter, as continuous integration asks the
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m ruff check
 
-bench: setup  ## step, scoring, memory beside PEFT (DEVICE=cuda: the paper's sizes), on the CPU whole cells; 15 minutes
+bench: setup  ## step, scoring, memory beside PEFT (DEVICE=cuda: the paper's sizes), on the CPU whole cells; 20 minutes
 	OMP_NUM_THREADS=2 $(PYTHON) tests/bench/bench.py --device $(DEVICE) --threads 2 --out results/bench
 	$(if $(filter cpu,$(DEVICE)),HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(PYTHON) tests/bench/cells.py --threads 2 --out results/bench)
 

@@ -438,6 +438,7 @@ def figure(result: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     panels, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     kinds = [
@@ -470,7 +471,10 @@ def figure(result: dict, path: Path) -> None:
                 ylabel=label,
             )
             axis.set(title=f"{first}, {other}", yscale="log")
-            axis.grid(alpha=0.3, which="both")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:,.0f}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8)
     panels.savefig(path, dpi=110)

@@ -1,7 +1,7 @@
 """One cell of a table beside PEFT, as its user feels it: fit and score on SmolLM2's shape.
 
     make bench
-    python tests/bench/cells.py [--only sst2-4 dbpedia-4] [--rounds 2]     the same, or some cells
+    python tests/bench/cells.py [--only sst2-4 dbpedia-4] [--rounds 3]     the same, or some cells
 
 The real model and real samples ($MINICPT_DATA) where they are; else random weights of the same shape
 and generated rows of the same lengths. Loss, gradient and scores of the ways must agree before
@@ -52,7 +52,7 @@ CELLS = {"sst2-4": 4, "dbpedia-4": 4, "dbpedia-6": 6, "ag_news-6": 6}
 TITLES = {"sst2": "SST-2", "dbpedia": "DBpedia", "ag_news": "AG News"}
 N_TEST = 200
 BATCH = 16  # of the careful way
-CALLS, TOKENS, STEPS = 6, 2_000, 2  # what is timed: PEFT's calls, our queries' tokens, our steps
+CALLS, TOKENS, STEPS = 6, 4_000, 2  # what is timed: PEFT's calls, our queries' tokens, our steps
 WAYS = ("PEFT", "careful", "minicpt", "limit")
 PARTS = ("fit", "score")
 # where no real text is: tokens of a text at the quantiles 0, 0.1, 0.25, 0.5, 0.75, 0.9 and 1
@@ -427,7 +427,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2, help="how often each way takes its turn")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way takes its turn")
     parser.add_argument(
         "--random", action="store_true", help="random weights even if the real ones are here"
     )
