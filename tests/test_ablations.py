@@ -333,6 +333,7 @@ def test_other_families_see_the_whole_context_where_nothing_is_hidden(gpt2, fami
         assert all(torch.isfinite(weight.grad).all() for weight in hidden.weights)
 
 
+@pytest.mark.slow
 def test_ct_prompt_moves_everything_and_has_no_ball(random_base, split):
     distance = moved(random_base, split, {**CT, "lr": 0.5, "epochs": 6}, "ct_prompt")
     assert (distance[:-1] > 0).all() and distance.max() > 3
@@ -451,12 +452,14 @@ def tiny(tmp_path_factory):
     return cells, store
 
 
+@pytest.mark.slow
 def test_the_baselines_of_a_variant_come_along(tiny):
     assert list(tiny[0]) == ["cpt", "icl", "train_label", "loo_train_label"]
     with pytest.raises(MiniCPTError, match="Unknown variant 'lo'"):
         ablations.grid(["lo"], ["trec"])
 
 
+@pytest.mark.slow
 def test_incomplete_variants_are_left_out_and_without_cpt_nothing_can_be_said(tiny, tmp_path):
     cells, store = tiny
     assert set(ablations.collect(cells, store)) == set(cells)
@@ -467,6 +470,7 @@ def test_incomplete_variants_are_left_out_and_without_cpt_nothing_can_be_said(ti
         ablations.collect(cells, Store(tmp_path))
 
 
+@pytest.mark.slow
 def test_copy_probe_by_hand(tiny):
     cells, store = tiny
     results = ablations.collect(cells, store)
@@ -501,6 +505,7 @@ def test_copy_probe_by_hand(tiny):
     assert losses["twin visible"] < losses["twin hidden"]
 
 
+@pytest.mark.slow
 def test_results_from_a_csv_are_compared_and_left_out_where_scores_are_asked_for(tiny, tmp_path):
     """`Store.refill` brings accuracies, neither scores nor a history."""
     cells, store = tiny
@@ -514,6 +519,7 @@ def test_results_from_a_csv_are_compared_and_left_out_where_scores_are_asked_for
     assert ablations.write(refilled, tmp_path, "Ablations")["ablations.md"].exists()
 
 
+@pytest.mark.slow
 def test_files_and_figure(tiny, tmp_path):
     cells, store = tiny
     paths = ablations.write(ablations.collect(cells, store), tmp_path, "Ablations")
@@ -528,6 +534,7 @@ def test_files_and_figure(tiny, tmp_path):
     assert list(pd.read_csv(paths["ablations.csv"]).variant) == list(cells)
 
 
+@pytest.mark.slow
 def test_the_list_of_cells_holds_the_methods_as_chosen_and_none_of_their_variants(tiny, tmp_path):
     cells, store = tiny
     paths = ablations.write(ablations.collect(cells, store), tmp_path, "Ablations")

@@ -92,6 +92,7 @@ def by_hand(model, rows, size):
     return losses, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "pt", "iapt"])
 @pytest.mark.parametrize("n, batch, accumulate", [(8, 4, 2), (7, 2, 4), (11, 2, 4)])
 def test_trainer_takes_the_step_of_one_batch_with_all_rows(kind, n, batch, accumulate, tmp_path):
@@ -127,6 +128,7 @@ def test_peft_multiplies_its_loss():
     assert ratios == pytest.approx([4, 1], rel=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(sorted(KINDS)),

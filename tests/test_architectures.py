@@ -181,6 +181,7 @@ def test_equal_to_peft_and_to_the_plain_forward(name, kind, padding):
     check(name, kind, CONTEXT, batch_of(2, 7, padding, seed=3))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(sorted(ARCHITECTURES)),

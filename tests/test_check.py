@@ -218,6 +218,7 @@ def setup_of(path):
     return next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_solutions_pass_and_stubs_say_so(shell, path, capsys):
     """All in one shell: a solution needs its notebook's first code cell and nothing else."""
@@ -279,6 +280,7 @@ def test_every_checker_has_its_wrong_answers():
     assert all(len(answers) >= 3 for answers in WRONG.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, wrong, words", [(name, *answer) for name in WRONG for answer in WRONG[name]]
 )
@@ -289,6 +291,7 @@ def test_wrong_answers_are_named(name, wrong, words):
         assert words in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, right", [(name, answer) for name in RIGHT for answer in RIGHT[name]]
 )

@@ -41,6 +41,7 @@ def small(method="cpt", **kwargs):
 # ---- what it is for -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["set_cls", "trec"])
 @pytest.mark.parametrize("method, shots", [("icl", 4), ("icl", 6), ("cpt", 6)])
 def test_better_than_chance(name, method, shots):
@@ -50,6 +51,7 @@ def test_better_than_chance(name, method, shots):
     assert fitted.score(X, y) > 1 / len(fitted.classes_) + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_fits_and_gives_probabilities(rows, method):
     texts, labels, X, y = rows
@@ -153,6 +155,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("given", [True, False])
 def test_labels_of_any_hashable_type(rows, kind, given, tmp_path):
@@ -332,6 +335,7 @@ def test_bad_parameters(rows, params, message):
         FewShotClassifier(**params).fit(*rows[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_reproducible_and_the_global_random_state_is_left_alone(rows, method):
     texts, labels, X, _ = rows
@@ -423,6 +427,7 @@ def test_fitted_classifiers_do_not_disturb_each_other(rows):
 # ---- saving ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["zero", "icl", *TRAINED])
 def test_save_and_load(rows, method, tmp_path):
     texts, labels, X, _ = rows

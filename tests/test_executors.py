@@ -312,6 +312,7 @@ def test_a_cell_that_another_run_finished_meanwhile_is_not_computed(tmp_path, mo
 # ---- one process a GPU ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_gpu_has_a_process_of_its_own_that_sees_no_other(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue, seen = context.SimpleQueue(), []
@@ -377,6 +378,7 @@ def test_cells_are_grouped_by_model_and_dtype(tmp_path):
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_rows_and_the_numbers_stay(tmp_path, monkeypatch):
     cell = Cell("trec", "cpt", 6, 0, n_test=20, hp=(("epochs", 3), ("batch_size", 4)))
     whole, tried = cells.run_cell(cell), []
@@ -397,6 +399,7 @@ def test_out_of_memory_halves_the_rows_and_the_numbers_stay(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_memory_that_never_suffices_is_an_error_and_the_grid_goes_on(tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise RuntimeError(

@@ -26,6 +26,9 @@ READS_SCORES = "minicpt/engine/scores.py:label_token_scores"
 # transformers asks twice whether a mask hides anything, where rows are run whole and some are padded
 LOOKS_AT_MASK = "transformers/masking_utils.py:_ignore_causal_mask_sdpa"
 
+# one process computes the table for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fake_cuda")]
+
 
 @pytest.fixture(scope="module")
 def pretended():

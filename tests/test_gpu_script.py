@@ -14,6 +14,8 @@ sys.path[:0] = [str(ROOT / "tests/bench"), str(ROOT / "data_scripts")]
 import gpu  # noqa: E402
 import update_readme  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("gpu_script")  # one process makes the dry run for all
+
 
 def call(monkeypatch, *arguments):
     """Run the script's `main` with these arguments; its exit code."""
@@ -41,6 +43,7 @@ def dry_run(tmp_path_factory):
     return options, folder, code
 
 
+@pytest.mark.slow
 def test_every_stage_runs_and_a_piece_that_cannot_says_why(dry_run):
     _, folder, code = dry_run
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -56,6 +59,7 @@ def test_every_stage_runs_and_a_piece_that_cannot_says_why(dry_run):
     assert all(result["seconds"] < gpu.LIMIT for result in results)
 
 
+@pytest.mark.slow
 def test_a_marked_notebook_runs_on_the_device_that_is_asked_for(dry_run):
     _, folder, _ = dry_run
     (path,) = (folder / "notebooks").glob("*.ipynb")
@@ -74,6 +78,7 @@ def test_the_notebooks_with_a_device_are_found():
     assert not {"10", "11", "12"} & marked
 
 
+@pytest.mark.slow
 def test_the_report_has_every_number_and_says_that_it_is_no_gpus(dry_run):
     _, folder, _ = dry_run
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -87,6 +92,7 @@ def test_the_report_has_every_number_and_says_that_it_is_no_gpus(dry_run):
     assert page.count("<table>") == text.count("\n| ---") and "http" not in page
 
 
+@pytest.mark.slow
 def test_a_second_call_does_what_is_missing_and_nothing_else(dry_run, monkeypatch, capsys):
     options, folder, _ = dry_run
     monkeypatch.delenv("MINICPT_DATA", raising=False)
@@ -109,6 +115,7 @@ def test_a_second_call_does_what_is_missing_and_nothing_else(dry_run, monkeypatc
     assert "done       attention/tiny" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_piece_that_fails_stops_no_other_and_is_told(dry_run, monkeypatch, tmp_path):
     options, _, _ = dry_run
 

@@ -193,6 +193,7 @@ def train_and_score(lib, base, folder, batch_size, **fields):
     return model, losses, torch.stack(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_trainer_with_pefts_default_context(gpt2, tmp_path, batch_size):
     """What PEFT's own tests of CPT do: all types at their default, rows with types, two epochs, delta in its ball."""

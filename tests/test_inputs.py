@@ -58,6 +58,7 @@ def is_text(value):
 # ---- a task's files -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     st.sampled_from(["input", "output", "intra", "inter"]),
@@ -97,6 +98,7 @@ def test_verbalizers_of_a_task_give_each_class_a_word_or_are_refused(tmp_path, v
     assert all(is_text(word) and word.strip() for word in verbalizers.values())
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(st.sampled_from(["text", "label", "split"]), anything)
 def test_a_row_is_taken_as_it_stands_or_refused_with_its_line(tmp_path, key, value):
@@ -439,6 +441,7 @@ def break_precision(model, ids):
     model.half()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("harm", [break_weight, break_head, break_precision])
 @torch.no_grad()

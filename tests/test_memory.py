@@ -301,6 +301,7 @@ def test_training_in_float16_is_refused_before_it_begins():
 FIRST_STEP, TWENTY_STEPS = 0.02, 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cpt", "pt", "lora", "ct_kv"])
 def test_twenty_steps_on_a_bfloat16_model_stay_close_to_float32(method):
     split, losses, dtypes = make_split(load_task("trec"), 4, seed=0, n_test=4), {}, {}

@@ -186,6 +186,7 @@ def test_every_method_scores_every_query_and_leaves_the_base_model_as_it_was(
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_training_lowers_the_loss_and_is_reproducible(random_base, split, method):
     def run():

@@ -62,6 +62,7 @@ def run_cells(last, **parameters):
     raise AssertionError(f"no cell {last}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_methods_equal_peft_on_other_architectures(architecture, tmp_path, capsys):
     with warnings.catch_warnings():

@@ -235,6 +235,7 @@ def test_save_writes_a_small_png_and_keeps_no_figure_open(tmp_path):
     assert plt.get_fignums() == []
 
 
+@pytest.mark.slow
 def test_importing_plots_does_not_import_matplotlib():
     code = (
         "import sys, minicpt.lab.figures, minicpt.pictures; sys.exit('matplotlib' in sys.modules)"

@@ -131,6 +131,7 @@ def ragged(rows, padding, seed, context=0):
 # ---- exact -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from(sorted(ARCHITECTURES)),
@@ -555,6 +556,7 @@ REPEATABLE = sorted(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from([*REPEATABLE, "switch adapters"]), min_size=2, max_size=6))
 def test_no_sequence_of_changes_leaves_it_stale(changes):
@@ -781,6 +783,7 @@ SCORED = {name: functools.partial(base, name) for name in ARCHITECTURES} | {
 LABELS = [[5], [6, 7], [6, 8], [9, 1, 2], [9, 2], [3, 4], [11, 12, 13, 14]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("P", [0, 6])
 @pytest.mark.parametrize("name", SCORED)
 def test_beginnings_of_labels_go_on_from_the_querys_cache(name, P, runs):

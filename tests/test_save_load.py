@@ -510,6 +510,7 @@ def visible(files):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", range(1, 6))
 @pytest.mark.parametrize(
     "place", ["peft's weights", "our state", "configuration", "replacing", "removing"]

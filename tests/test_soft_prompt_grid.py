@@ -31,6 +31,7 @@ def split(seed):
     )
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_committed_rows(micro):
     settings = [("scaled", 0.01), ("labels", 0.1)]
     stored = pd.read_csv(ASSETS / "reference_soft_prompts.csv")

@@ -111,12 +111,14 @@ CALLS_OF_A_PROMPT = [
 # ---- a prompted model ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS_OF_A_PROMPT, ids=lambda call: call.__name__)
 def test_four_threads_get_the_answers_of_one(call):
     wrapped = wrap(copy.deepcopy(base("Llama")), "cpt").eval()
     assert wrong(functools.partial(call, wrapped)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Llama", "Bloom"])
 def test_all_kinds_of_calls_at_once_with_two_prompts_on_one_base_model(name):
     model = copy.deepcopy(base(name))
@@ -125,6 +127,7 @@ def test_all_kinds_of_calls_at_once_with_two_prompts_on_one_base_model(name):
     assert wrong(*(functools.partial(call, one) for one in both for call in calls)) == 0
 
 
+@pytest.mark.slow
 def test_iapts_generators_on_one_base_model():
     both = [iapt_on("Llama"), iapt_on("Llama")]
     both[1].base_model = both[0].base_model
@@ -199,6 +202,7 @@ def rows(monkeypatch, random_base):
     return map(list, zip(*data.load_task("set_cls").train[:16]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "methods",
     [("cpt", "icl"), ("lora", "iapt"), ("iapt", "iapt"), ("ct_kv", "pt")],
@@ -214,6 +218,7 @@ def test_two_classifiers_share_a_base_model_and_four_threads(rows, methods):
     assert wrong(*(functools.partial(probabilities, one) for one in fitted)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cpt", "pt", "lora", "iapt"])
 def test_scikit_learns_threads_give_the_folds_of_one(rows, method):
     """Fits draw from torch's one random state, so they wait for each other; predictions do not."""
