@@ -780,3 +780,9 @@ def test_a_single_incomplete_model_leaves_the_means_out_and_other_errors_are_not
     monkeypatch.setattr(report, "overall", broken)
     with pytest.raises(MiniCPTError, match="something else"):
         report.write(results, tmp_path, "Title")
+
+
+def test_seeds_that_all_agree_have_a_difference_and_no_interval_of_no_width():
+    for values, text in [([7.5, 7.5], "+7.5"), ([-3.0], "-3.0"), ([7, 8], "+7.5 [+1.1, +13.9]")]:
+        mean, _, low, high = statistics.interval(values)
+        assert statistics.signed(mean, low, high) == text

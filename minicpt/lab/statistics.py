@@ -56,10 +56,13 @@ def _around(mean: float, error: float, n: int) -> tuple[float, float]:
 
 
 def signed(mean: float, low: float, high: float) -> str:
-    """A difference with the ends of its interval, as people read it; empty if there is none."""
+    """A difference with the ends of its interval, as people read it; empty if there is none.
+
+    Without an interval where one seed, or seeds that happen to agree to the last query, show no spread.
+    """
     if math.isnan(mean):
         return ""
-    if math.isnan(low):
+    if math.isnan(low) or low == high:
         return f"{mean:+.1f}"
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
