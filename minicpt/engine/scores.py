@@ -141,7 +141,7 @@ def label_token_scores(
                     of_label[numbers, i] = found.to(model.device)
 
     for steps in [nodes] if tree else [[]] if branch else map(_steps_to, beginnings):
-        for batch in _batches(queries, size, padding):
+        for batch in batches(queries, size, padding):
             rows = [queries[n] for n in batch]
             log_p, cache = _run_queries(
                 model,
@@ -189,7 +189,7 @@ def _steps_to(beginning: Sequence[int]) -> list[tuple]:
     return [tuple(beginning[: i + 1]) for i in range(len(beginning))]
 
 
-def _batches(queries: Sequence[Encoded], size: int, most: int | float) -> Iterator[list[int]]:
+def batches(queries: Sequence[Encoded], size: int, most: int | float) -> Iterator[list[int]]:
     """Numbers of queries, shortest first, at most `size` together, with at most `most` tokens of padding."""
     batch, tokens = [], 0
     for n in sorted(range(len(queries)), key=lambda n: len(queries[n])):

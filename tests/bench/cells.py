@@ -41,7 +41,7 @@ from minicpt.core.templates import Encoded, collate
 from minicpt.data import Split, load_task, make_split
 from minicpt.engine.base_models import MICRO, BaseModel, load_base
 from minicpt.engine.prefix import WORTH_SHARING, Prefix, run
-from minicpt.engine.scores import CONTENT_FREE, _batches, label_scores
+from minicpt.engine.scores import CONTENT_FREE, batches, label_scores
 from minicpt.errors import MiniCPTError
 from minicpt.methods.fit import fit
 from minicpt.methods.prepare import Job, prepare
@@ -347,9 +347,9 @@ def profile(base: BaseModel, is_real: bool, name: str) -> str:
     lengths = [len(query) for query in cell.queries]
     lines = []
     for how, most in (("64 rows a batch", math.inf), ("as run", WORTH_SHARING)):
-        batches = [[lengths[n] for n in b] for b in _batches(cell.queries, 64, most)]
-        padding = sum(max(b) * len(b) for b in batches) / sum(lengths) - 1
-        lines.append(f"{name}, {how}: {100 * padding:.0f} % padding in {len(batches)} passes")
+        passes = [[lengths[n] for n in batch] for batch in batches(cell.queries, 64, most)]
+        padding = sum(max(row) * len(row) for row in passes) / sum(lengths) - 1
+        lines.append(f"{name}, {how}: {100 * padding:.0f} % padding in {len(passes)} passes")
     for what, function in [
         ("reading", cell.prepared),
         ("fit", cell.our_steps),
