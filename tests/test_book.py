@@ -81,6 +81,12 @@ def test_figures_of_notebooks_keep_their_alternative_texts():
 
 
 @built
+def test_tables_that_notebooks_print_in_markdown_are_tables():
+    for page in (BOOK / "notebooks").glob("*.html"):
+        assert "<p>| " not in page.read_text(encoding="utf-8"), page.name
+
+
+@built
 def test_the_reference_has_every_public_name():
     import minicpt
 
